@@ -1,0 +1,1 @@
+"""One thin file a job, and the command line over them."""

@@ -1,0 +1,109 @@
+"""Strict settings: YAML recipe plus ``key=value`` overrides; unknown keys are refused, naming the nearest.
+
+Every part has one settings class derived from :class:`Settings`; a value is checked where the object is made.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+S = TypeVar("S", bound="Settings")
+
+
+class UserError(ValueError):
+    """Something the user can mend. The message is one or two lines: what is wrong, and what to do."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys refused, defaults checked too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def load_settings(cls: type[S], source: Mapping[str, Any], overrides: Iterable[str] = ()) -> S:
+    """Build ``cls`` from ``source`` and ``key=value`` ``overrides`` (dots reach into nested settings).
+
+    Raises:
+        UserError: an unknown key (names the nearest valid ones), an override without ``=``, a bad value.
+    """
+    data = _copy(source)
+    for item in overrides:
+        key, sep, text = item.partition("=")
+        if not sep or not key:
+            raise UserError(f"{item!r} is not a setting: write key=value, for example batch=8")
+        _assign(data, key.split("."), yaml.safe_load(text) if text else None)
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_explain(cls, error)) from error
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must be a YAML mapping of settings")
+    return data
+
+
+def valid_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
+    """Names of all settings of ``cls``, nested ones with dots."""
+    keys: list[str] = []
+    for name, field in cls.model_fields.items():
+        keys.append(prefix + name)
+        nested = _settings_class(field.annotation)
+        if nested is not None:
+            keys += valid_keys(nested, f"{prefix}{name}.")
+    return keys
+
+
+def _settings_class(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _copy(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in source.items()}
+
+
+def _assign(data: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        child = data.get(part)
+        if not isinstance(child, dict):
+            child = {}
+            data[part] = child
+        data = child
+    data[path[-1]] = value
+
+
+def _explain(cls: type[BaseModel], error: ValidationError) -> str:
+    parts = []
+    for issue in error.errors():
+        key = ".".join(str(p) for p in issue["loc"])
+        if issue["type"] == "extra_forbidden":
+            valid = valid_keys(cls)
+            near = difflib.get_close_matches(key, valid, n=3, cutoff=0.5) or sorted(valid)
+            parts.append(f"unknown setting {key!r}; did you mean {', '.join(near)}?")
+        else:
+            given = issue.get("input")
+            shown = "" if isinstance(given, dict) or issue["type"] == "missing" else f" (given {given!r})"
+            message = issue["msg"].removeprefix("Value error, ")
+            parts.append(f"{key}: {message}{shown}" if key else message)
+    return "; ".join(parts)
