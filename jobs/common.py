@@ -28,7 +28,7 @@ _FORWARDED = ("AWS_", "MLFLOW_", "GOOGLE_APPLICATION_CREDENTIALS", "TUBELET_")
 
 
 def connect_ray(address: str | None, *, num_cpus: int | None = None) -> None:
-    """Start a local Ray, or join ``address``; a process already connected stays as it is.
+    """Start a local Ray (``None`` or ``"local"``), or join ``address``. Does nothing when connected.
 
     Environment variables of the store and of MLflow travel to the workers, so that a job behaves the same on
     one machine and on many.
@@ -39,11 +39,11 @@ def connect_ray(address: str | None, *, num_cpus: int | None = None) -> None:
         return
     env_vars = {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED)}
     ray.init(
-        address=address,
-        num_cpus=num_cpus if address is None else None,
+        address=address or "local",
+        num_cpus=num_cpus if address in (None, "local") else None,
         log_to_driver=False,
         logging_level="warning",
-        include_dashboard=False if address is None else None,
+        include_dashboard=False if address in (None, "local") else None,
         runtime_env={"env_vars": env_vars},
     )
 

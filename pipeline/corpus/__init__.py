@@ -1,0 +1,1 @@
+"""Which videos exist: storage, listing, labels, splits, the manifest."""

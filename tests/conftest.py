@@ -1,0 +1,52 @@
+"""One S3 server and one Ray cluster a test session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from support import S3Bucket
+
+from pipeline.corpus.local_s3 import LocalS3
+
+# Never reach for a model hub, and never send usage statistics, from a test.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
+    """A real S3 server; AWS_* of this process (and of what it starts) point to it."""
+    with LocalS3(tmp_path_factory.mktemp("s3"), ("tubelet-test",)) as server:
+        old = {name: os.environ.get(name) for name in server.env}
+        os.environ.update(server.env)
+        yield server
+        for name, value in old.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@pytest.fixture
+def s3(s3_server: LocalS3) -> S3Bucket:
+    """A fresh prefix on the session's S3 server."""
+    return S3Bucket(s3_server, "tubelet-test", uuid4().hex[:12])
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: LocalS3) -> Iterator[None]:
+    """One local Ray for the session, with 4 logical CPUs whatever the machine has.
+
+    It starts after the S3 server, so that its workers inherit the server's AWS_* variables.
+    """
+    import ray
+
+    from jobs.common import connect_ray
+
+    connect_ray("local", num_cpus=4)
+    yield
+    ray.shutdown()
