@@ -1,0 +1,1 @@
+"""Training and evaluation: recipe, optimiser, the distributed loop, checkpoints, metrics."""
