@@ -1,0 +1,359 @@
+"""The manifest: one Parquet table that says what the corpus is.
+
+A manifest named ``….parquet`` is that one file. Any other name is a folder which holds
+``manifest.parquet``, so that ``pandas.read_parquet``, Spark and PyArrow read the folder itself (DuckDB:
+``'FOLDER/*.parquet'``). Either way it is replaced whole, by one rename or one put: a reader sees the old or
+the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from pipeline.config import UserError
+from pipeline.corpus import storage
+from pipeline.corpus.storage import DEFAULT_OPTIONS, StorageOptions
+
+STATUSES = ("ok", "error", "gone")
+# Readers need these; any other column of the schema is filled with nulls where a manifest lacks it.
+REQUIRED = ("key", "uri", "path", "etag", "size", "status")
+
+_BEFORE_LABELS = [
+    ("key", pa.string()),
+    ("segment", pa.int32()),
+    ("uri", pa.string()),
+    ("path", pa.string()),
+    ("etag", pa.string()),
+    ("size", pa.int64()),
+    ("status", pa.string()),
+    ("error_code", pa.string()),
+    ("error", pa.string()),
+]
+_AFTER_LABELS = [
+    ("split", pa.string()),
+    ("group", pa.string()),
+    ("codec", pa.string()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("rotation", pa.int32()),
+    ("fps", pa.float64()),
+    ("vfr", pa.bool_()),
+    ("frames", pa.int64()),
+    ("duration_s", pa.float64()),
+    ("start_s", pa.float64()),
+    ("keyframes_s", pa.list_(pa.float64())),
+    ("clip_start_s", pa.float64()),
+    ("clip_end_s", pa.float64()),
+    ("indexed_at", pa.timestamp("us", tz="UTC")),
+]
+_METADATA_KEY = b"tubelet"
+
+
+def schema_with(labels: Mapping[str, bool] | None = None) -> pa.Schema:
+    """The manifest's schema with label columns ``name -> is it a list (multi-label)``, ``label`` always."""
+    kinds = {"label": False, **(labels or {})}
+    middle = [(name, pa.list_(pa.string()) if many else pa.string()) for name, many in kinds.items()]
+    return pa.schema([*_BEFORE_LABELS, *middle, *_AFTER_LABELS])
+
+
+SCHEMA = schema_with()
+
+
+def key_of(path: str) -> str:
+    """32 hexadecimal digits: the BLAKE2b-128 hash of the path relative to SRC.
+
+    The UTF-8 bytes are hashed as they are, not normalised: two objects never share a key. (Label files, which
+    people write by hand, also match by normalised form: see ``pipeline.corpus.labels``.)
+    """
+    return hashlib.blake2b(path.encode("utf-8"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest at ``uri``."""
+
+    uri: str
+    options: StorageOptions = DEFAULT_OPTIONS
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """The rows, checked (see :func:`read_manifest`)."""
+        return read_manifest(self.uri, columns, options=self.options)
+
+
+def manifest_file(uri: str | os.PathLike[str]) -> str:
+    """The Parquet file that holds the manifest named ``uri``."""
+    root = storage.normalise_uri(uri)
+    return root if root.endswith(".parquet") else storage.join(root, "manifest.parquet")
+
+
+def is_manifest(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> bool:
+    """Whether a manifest lies at ``uri`` (a Parquet file or folder with the columns of one)."""
+    try:
+        return set(REQUIRED) <= set(_open(storage.normalise_uri(uri), options).schema.names)
+    except UserError:
+        return False
+
+
+def write_manifest(
+    table: pa.Table,
+    uri: str | os.PathLike[str],
+    *,
+    made_from: Mapping[str, Any] | None = None,
+    options: StorageOptions = DEFAULT_OPTIONS,
+) -> None:
+    """Publish ``table`` as the manifest at ``uri``, replacing what was there, all at once.
+
+    Raises:
+        UserError: the table is no valid manifest (see :func:`check_manifest`).
+    """
+    check_manifest(table, str(uri))
+    with manifest_writer(uri, table.schema, made_from=made_from, options=options) as write:
+        write(table)
+
+
+@contextmanager
+def manifest_writer(
+    uri: str | os.PathLike[str],
+    schema: pa.Schema,
+    *,
+    made_from: Mapping[str, Any] | None = None,
+    options: StorageOptions = DEFAULT_OPTIONS,
+) -> Iterator[Any]:
+    """A function that appends tables; the manifest appears at ``uri`` when the block ends without an error.
+
+    Args:
+        made_from: what an update needs to know again; kept in the file's metadata as JSON.
+    """
+    schema = schema.with_metadata({_METADATA_KEY: json.dumps(dict(made_from or {})).encode()})
+    with tempfile.TemporaryDirectory(prefix="tubelet-") as folder:
+        local = Path(folder) / "manifest.parquet"
+        with pq.ParquetWriter(local, schema, compression="zstd") as writer:
+            yield lambda table: writer.write_table(table.cast(schema))
+        storage.upload_file(local, manifest_file(uri), options)
+
+
+def read_manifest(
+    uri: str | os.PathLike[str],
+    columns: list[str] | None = None,
+    *,
+    options: StorageOptions = DEFAULT_OPTIONS,
+) -> pa.Table:
+    """Read a manifest (any Parquet file or folder with its columns) with the types of the schema.
+
+    Args:
+        columns: read only these (the checks of the rows then see only these).
+
+    Raises:
+        UserError: there is none, it is not Parquet, it lacks columns, or its rows break the rules.
+    """
+    root = storage.normalise_uri(uri)
+    dataset = _open(root, options)
+    names = list(dataset.schema.names)
+    missing = [name for name in REQUIRED if name not in names]
+    if missing:
+        raise UserError(
+            f"{root} is not a manifest: it lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}\n"
+            f"make one with: tubelet index SRC --out {root}"
+        )
+    table = _conform(dataset.to_table(columns=[n for n in names if columns is None or n in columns]), root)
+    check_manifest(table, root)
+    return table if columns is None else table.select(columns)
+
+
+def made_from(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> dict[str, Any]:
+    """What the manifest was made from (``src``, ``labels``, ``split``, …); empty if another tool wrote it."""
+    metadata = _open(storage.normalise_uri(uri), options).schema.metadata or {}
+    try:
+        known = json.loads(metadata.get(_METADATA_KEY, b"{}"))
+    except ValueError:
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _open(root: str, options: StorageOptions) -> ds.Dataset:
+    place = manifest_file(root)
+    if storage.stat(place, options) is None:
+        place = root
+        if not any(name.endswith(".parquet") for name in storage.list_names(root, options)):
+            raise UserError(f"there is no manifest at {root}: make one with `tubelet index SRC --out {root}`")
+    filesystem, path = storage.filesystem(place, options)
+    try:
+        return ds.dataset(path, filesystem=filesystem, format="parquet")
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise UserError(f"{place} is not a readable Parquet file: {reason}") from error
+
+
+def _conform(table: pa.Table, root: str) -> pa.Table:
+    """Give known columns their types (other tools write other string types), add those that lack."""
+    wanted = {field.name: field.type for field in SCHEMA if not is_label_column(field.name)}
+    for name in table.column_names:
+        column = table.column(name)
+        kind = _label_type(column.type) if is_label_column(name) else wanted.get(name, column.type)
+        if column.type != kind:
+            try:
+                table = table.set_column(table.column_names.index(name), name, column.cast(kind))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise UserError(f"{root}: column {name} is {column.type}, not {kind}") from error
+    if set(REQUIRED) <= set(table.column_names):
+        for field in SCHEMA:
+            if field.name not in table.column_names:
+                zero = pa.scalar(0, pa.int32()) if field.name == "segment" else pa.scalar(None, field.type)
+                table = table.append_column(field, pa.repeat(zero, table.num_rows))
+    return table
+
+
+def _label_type(kind: pa.DataType) -> pa.DataType:
+    many = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return pa.list_(pa.string()) if many else pa.string()
+
+
+def check_manifest(table: pa.Table, name: str) -> None:
+    """Check the rules of the rows, as far as the columns are there.
+
+    Raises:
+        UserError: an empty key or URI, a status that does not exist, two rows with one (key, segment).
+    """
+    present = set(table.column_names)
+    for column in ("key", "uri", "status"):
+        if column in present and table.column(column).null_count:
+            raise UserError(f"{name}: {table.column(column).null_count} rows have no {column}")
+    if "status" in present:
+        odd = set(pc.unique(table.column("status")).to_pylist()) - set(STATUSES)
+        if odd:
+            raise UserError(
+                f"{name}: status is {sorted(odd)[0]!r} in some rows; it may be {', '.join(STATUSES)}"
+            )
+    if {"key", "segment"} <= present:
+        counts = table.select(["key", "segment"]).group_by(["key", "segment"]).aggregate([([], "count_all")])
+        twice = counts.filter(pc.greater(counts.column("count_all"), 1))
+        if twice.num_rows:
+            raise UserError(f"{name}: {twice.num_rows} keys stand there twice, for example {twice['key'][0]}")
+
+
+def is_label_column(name: str) -> bool:
+    """Whether a column holds labels: ``label``, or ``label_<head>``."""
+    return name == "label" or name.startswith("label_")
+
+
+def label_columns(table: pa.Table | pa.Schema) -> list[str]:
+    """The label columns, ``label`` first."""
+    names = table.column_names if isinstance(table, pa.Table) else table.names
+    return sorted((n for n in names if is_label_column(n)), key=lambda n: (n != "label", n))
+
+
+def _has_label(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_list(column.type):
+        return pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0)
+    return pc.is_valid(column)
+
+
+def select(
+    manifest: pa.Table | str | os.PathLike[str],
+    split: str | None = None,
+    *,
+    labelled: bool | None = None,
+    head: str = "label",
+    status: str | None = "ok",
+    required: bool = False,
+) -> pa.Table:
+    """The rows of a split that have (``labelled=True``) or lack (``False``) a label.
+
+    Args:
+        head: the label column that ``labelled`` looks at.
+        status: rows of this status only; None: of any.
+        required: an empty result is an error.
+
+    Raises:
+        UserError: the head does not exist; ``required`` and nothing is left (says what there is).
+    """
+    table = manifest if isinstance(manifest, pa.Table) else read_manifest(manifest)
+    if head not in table.column_names:
+        raise UserError(f"the manifest has no labels {head!r}; it has {', '.join(label_columns(table))}")
+    keep = pc.is_valid(table.column("key"))
+    if status is not None:
+        keep = pc.and_(keep, pc.equal(table.column("status"), status))
+    usable = table.filter(keep)
+    if split is not None:
+        keep = pc.and_(keep, pc.fill_null(pc.equal(table.column("split"), split), False))
+    if labelled is not None:
+        has = _has_label(table.column(head))
+        keep = pc.and_(keep, has if labelled else pc.invert(has))
+    chosen = table.filter(keep)
+    if required and not chosen.num_rows:
+        raise _nothing_left(usable, split, labelled, head)
+    return chosen
+
+
+def _nothing_left(usable: pa.Table, split: str | None, labelled: bool | None, head: str) -> UserError:
+    kind = {None: "usable", True: "labelled", False: "unlabelled"}[labelled]
+    if labelled and not pc.any(_has_label(usable.column(head))).as_py():
+        return UserError(
+            f"none of the {usable.num_rows} usable videos has a label in {head!r}\n"
+            "index again with --labels FILE, or --labels folders where each class has a folder"
+        )
+    where = "" if split is None else f" in split {split!r}"
+    counts = ", ".join(f"{name} {count}" for name, count in split_counts(usable, head, labelled).items())
+    return UserError(f"there are no {kind} videos{where}; the splits hold: {counts or 'nothing'}")
+
+
+def split_counts(table: pa.Table, head: str = "label", labelled: bool | None = None) -> dict[str, int]:
+    """Rows by split (``none`` where there is no split), sorted by name."""
+    if labelled is not None:
+        has = _has_label(table.column(head))
+        table = table.filter(has if labelled else pc.invert(has))
+    counts = pc.value_counts(pc.fill_null(table.column("split"), "none")).to_pylist()
+    return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: item["values"])}
+
+
+def class_names(table: pa.Table, head: str = "label", *, at_least: int = 0) -> list[str]:
+    """The distinct labels of ``head`` in sorted order.
+
+    Args:
+        at_least: fewer classes than this are an error (2 for training).
+
+    Raises:
+        UserError: too few classes; the message names what there is.
+    """
+    column = table.column(head)
+    values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    names = sorted(str(value) for value in pc.unique(values).to_pylist() if value is not None)
+    if not names and at_least:
+        raise UserError(f"no video has a label in {head!r}: index with --labels FILE, or --labels folders")
+    if len(names) < at_least:
+        raise UserError(
+            f"all labelled videos have the one class {names[0]!r} in {head!r}: nothing to tell apart\n"
+            "label videos of another class too, and index again with --labels"
+        )
+    return names
+
+
+def fingerprint(table: pa.Table) -> str:
+    """32 hexadecimal digits that change with any object, label or split, whatever the order of the rows."""
+    heads = label_columns(table)
+    live = table.filter(pc.not_equal(table.column("status"), "gone")).sort_by(
+        [("key", "ascending"), ("segment", "ascending")]
+    )
+    digest = hashlib.blake2b(json.dumps(heads).encode(), digest_size=16)
+    columns = ["key", "segment", "etag", *heads, "split"]
+    for batch in live.select(columns).to_batches(max_chunksize=65536):
+        for row in _rows(batch):
+            digest.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _rows(batch: pa.RecordBatch) -> Iterable[tuple[Any, ...]]:
+    return zip(*(column.to_pylist() for column in batch.columns), strict=True)
