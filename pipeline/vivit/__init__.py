@@ -2,19 +2,33 @@
 
 from pipeline.vivit.config import ViViTConfig
 from pipeline.vivit.files import load_model, read_header, save_model
+from pipeline.vivit.huggingface import load_huggingface, save_huggingface
 from pipeline.vivit.initialise import initialise
 from pipeline.vivit.model import ViViT, fold_normalisation
+from pipeline.vivit.report import LoadReport
+from pipeline.vivit.scenic import load_scenic, to_scenic
+from pipeline.vivit.sources import init_from, init_from_image, init_from_vivit
+from pipeline.vivit.transfer import InitOptions
 from pipeline.vivit.tubelets import clip_to_tubelets, sample_frames_uniformly, tubelets_to_clip
 
 __all__ = [
+    "InitOptions",
+    "LoadReport",
     "ViViT",
     "ViViTConfig",
     "clip_to_tubelets",
     "fold_normalisation",
+    "init_from",
+    "init_from_image",
+    "init_from_vivit",
     "initialise",
+    "load_huggingface",
     "load_model",
+    "load_scenic",
     "read_header",
     "sample_frames_uniformly",
+    "save_huggingface",
     "save_model",
+    "to_scenic",
     "tubelets_to_clip",
 ]
