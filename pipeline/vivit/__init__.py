@@ -1,23 +1,29 @@
 """The ViViT family in PyTorch: configs, models, weights in and out, counting, and looking inside."""
 
 from pipeline.vivit.config import ViViTConfig
+from pipeline.vivit.counting import PRESETS, gmacs, macs_by_part, parameter_count, parameters_by_part
 from pipeline.vivit.files import load_model, read_header, save_model
 from pipeline.vivit.huggingface import load_huggingface, save_huggingface
 from pipeline.vivit.initialise import initialise
 from pipeline.vivit.model import ViViT, fold_normalisation
 from pipeline.vivit.report import LoadReport
+from pipeline.vivit.rollout import attention_rollout, heat_maps
 from pipeline.vivit.scenic import load_scenic, to_scenic
 from pipeline.vivit.sources import init_from, init_from_image, init_from_vivit
 from pipeline.vivit.transfer import InitOptions
 from pipeline.vivit.tubelets import clip_to_tubelets, sample_frames_uniformly, tubelets_to_clip
 
 __all__ = [
+    "PRESETS",
     "InitOptions",
     "LoadReport",
     "ViViT",
     "ViViTConfig",
+    "attention_rollout",
     "clip_to_tubelets",
     "fold_normalisation",
+    "gmacs",
+    "heat_maps",
     "init_from",
     "init_from_image",
     "init_from_vivit",
@@ -25,6 +31,9 @@ __all__ = [
     "load_huggingface",
     "load_model",
     "load_scenic",
+    "macs_by_part",
+    "parameter_count",
+    "parameters_by_part",
     "read_header",
     "sample_frames_uniformly",
     "save_huggingface",
