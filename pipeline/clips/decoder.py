@@ -17,7 +17,8 @@ import numpy.typing as npt
 from pipeline.clips.draws import generator
 from pipeline.clips.spec import ClipSpec, TrainCrop
 from pipeline.clips.tubelets import Uint8, write_tubelets
-from pipeline.corpus.storage import ObjectOpener, StorageOptions, is_remote, normalise_uri
+from pipeline.corpus.opener import ObjectOpener
+from pipeline.corpus.storage import StorageOptions, is_remote, normalise_uri
 from pipeline.video import Decoded, DecodeError, Limits, Sandbox, Source, View
 
 Batch = dict[str, npt.NDArray[Any]]

@@ -13,7 +13,6 @@ from pipeline.video import (
     AtFps,
     Dense,
     JitterCrop,
-    Linspace,
     Random,
     ResizedCrop,
     ShortSide,
@@ -78,22 +77,16 @@ class ClipSpec(Settings):
 
     def test_views(self, temporal: int = 1, spatial: int = 1) -> list[View]:
         """The ``temporal x spatial`` views of one video, clip by clip (ViViT section 4: 4 x 3)."""
-        if self.fps is None:
-            return list(test_views(self.frames, self.stride, temporal, spatial, self.resize_side, self.size))
-        one_clip = test_views(self.frames, None, 1, spatial, self.resize_side, self.size)
-        return [
-            View(AtFps(self.frames, self.fps, Linspace(k, temporal)), view.space)
-            for k in range(temporal)
-            for view in one_clip
-        ]
+        side, crop = self.resize_side, self.size
+        return list(test_views(self.frames, self.stride, temporal, spatial, side, crop, fps=self.fps))
 
     def random_time(self, u: float) -> Uniform | Dense | AtFps:
-        """The time rule of a training clip; ``u`` in [0, 1) places it (uniform sampling has no place)."""
+        """The time rule of a training clip; ``u`` in [0, 1) places it."""
         if self.fps is not None:
             return AtFps(self.frames, self.fps, Random(u))
         if self.stride is not None:
             return Dense(self.frames, self.stride, Random(u))
-        return Uniform(self.frames)
+        return Uniform(self.frames, Random(u))
 
 
 class TrainCrop(Settings):

@@ -41,7 +41,8 @@ def clip_to_tubelets(clip: Uint8, tubelet: tuple[int, int, int]) -> Uint8:
     Raises:
         ValueError: the clip does not divide into whole tubelets.
     """
-    nt, nh, nw, size = token_shape(*clip.shape[:3], tubelet)
+    frames, height, width, _ = clip.shape
+    nt, nh, nw, size = token_shape(frames, height, width, tubelet)
     out = np.empty((nt * nh * nw, size), np.uint8)
     write_tubelets(clip, tubelet, out)
     return out

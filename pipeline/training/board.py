@@ -1,0 +1,62 @@
+"""The notice board between driver and ranks: figures go one way, the wish to stop goes the other.
+
+MLflow and the terminal belong to the driver, so that ranks start fast, and that neither an outage of the
+tracking server nor the death of a rank costs a figure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+Record = dict[str, Any]
+
+
+class _Board:
+    def __init__(self) -> None:
+        self._records: list[Record] = []
+        self._stop = ""
+
+    def post(self, record: Record) -> str:
+        """Leave a record; returns why the ranks should stop, or ''."""
+        self._records.append(record)
+        return self._stop
+
+    def take(self) -> list[Record]:
+        """All records since the last call, in the order they came."""
+        records, self._records = self._records, []
+        return records
+
+    def stop(self, reason: str) -> None:
+        """Ask the ranks to save a checkpoint and end."""
+        self._stop = reason
+
+
+def open_board() -> Any:
+    """A handle of a new board; it lives on the driver's node and as long as the driver."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
+
+
+class Poster:
+    """A rank's side of the board: posting never waits; answers are read once they are there."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._answers: list[Any] = []
+        self.stop_reason = ""
+
+    def post(self, record: Record) -> None:
+        """Send a record."""
+        self._answers.append(self._board.post.remote(record))
+        ready, self._answers = ray.wait(self._answers, num_returns=len(self._answers), timeout=0)
+        for answer in ready:
+            self.stop_reason = ray.get(answer) or self.stop_reason
+
+    def flush(self) -> None:
+        """Return once all records have arrived."""
+        ray.get(self._answers)
+        self._answers = []

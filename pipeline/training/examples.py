@@ -1,0 +1,68 @@
+"""The training examples of a manifest: which videos, which targets, which label names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.clips.plan import REFERENCE
+from pipeline.config import UserError
+from pipeline.corpus.manifest import class_names, fingerprint, select
+
+Targets = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled videos of one split, ordered by key.
+
+    ``table`` has the columns that the decode stage needs. ``targets`` are, for each head, int64 ``(n,)``
+    class numbers, or uint8 ``(n, classes)`` where an example has several labels. ``labels``: the names of
+    each head's classes. ``fingerprint`` names the content of these rows.
+    """
+
+    table: pa.Table
+    targets: Targets
+    labels: dict[str, list[str]]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+def load_examples(
+    manifest: pa.Table, head_columns: Mapping[str, str], *, multilabel: bool = False, split: str = "train"
+) -> Examples:
+    """The videos of ``split`` that have a label in every column of ``head_columns`` (head -> column).
+
+    Raises:
+        UserError: nothing is labelled, the split is empty, a head has one class only.
+    """
+    rows = manifest
+    for column in head_columns.values():
+        rows = select(rows, split, labelled=True, head=column, required=True)
+    rows = rows.sort_by([("key", "ascending"), ("segment", "ascending")])
+    labels = {head: class_names(rows, column, at_least=2) for head, column in head_columns.items()}
+    targets = {
+        head: _targets(rows[column], labels[head], multilabel) for head, column in head_columns.items()
+    }
+    return Examples(rows.select(REFERENCE).combine_chunks(), targets, labels, fingerprint(rows))
+
+
+def _targets(column: pa.ChunkedArray, names: list[str], multilabel: bool) -> npt.NDArray[Any]:
+    number = {name: i for i, name in enumerate(names)}
+    many = pa.types.is_list(column.type)
+    if many and not multilabel:
+        raise UserError("a video of this manifest may have several labels: set multilabel=true")
+    if not multilabel:
+        return np.array([number[value] for value in column.to_pylist()], np.int64)
+    hot = np.zeros((len(column), len(names)), np.uint8)
+    for row, value in enumerate(column.to_pylist()):
+        for one in value if many else [value]:
+            hot[row, number[one]] = 1
+    return hot

@@ -1,0 +1,72 @@
+"""The stream of micro-batches as Ray Train hands it to the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray.data import DataIterator
+
+from pipeline.clips import Batch
+from pipeline.clips.plan import BatchShape, Plan
+from pipeline.clips.stream import StreamConfig, stream_options, training_stream, widen_blocks
+from pipeline.training.checkpoint import CheckpointStore
+
+NAME = "train"
+
+
+@dataclass(frozen=True)
+class FeedConfig:
+    """From which plan, how far, and where the place to begin is found."""
+
+    plan: ray.ObjectRef[Plan]
+    stream: StreamConfig
+    batch: int
+    accumulate: int
+    total_steps: int
+    checkpoints: CheckpointStore
+
+    def shape(self, world: int) -> BatchShape:
+        """How the global batch is dealt out among ``world`` ranks."""
+        return BatchShape(self.batch, world, self.accumulate)
+
+
+class Feed(ray.train.DataConfig):  # type: ignore[misc]  # ray has no type information
+    """Builds the stream anew whenever Ray Train starts its workers.
+
+    Only then are both the number of ranks (elastic) and the step to begin at (the newest checkpoint) known,
+    so the datasets given to the trainer cannot hold the stream itself.
+    """
+
+    def __init__(self, config: FeedConfig) -> None:
+        super().__init__(execution_options=stream_options(), enable_shard_locality=False)
+        self._config = config
+
+    def configure(
+        self,
+        datasets: dict[str, Any],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: Any,
+        **kwargs: Any,
+    ) -> list[dict[str, DataIterator]]:
+        """One iterator a rank. See ``ray.train.DataConfig``."""
+        config = self._config
+        shape = config.shape(world_size)
+        spec = config.stream.spec
+        widen_blocks(shape.rows * spec.tokens * spec.token_bytes)
+        first = config.checkpoints.newest() or 0
+        stream = training_stream(config.plan, shape, (first, config.total_steps), config.stream)
+        return list(super().configure({NAME: stream}, world_size, worker_handles, worker_node_ids, **kwargs))
+
+
+def micro_batches(prefetch: int) -> Iterator[Batch]:
+    """This rank's micro-batches, in order, one a block.
+
+    Rows that only fill up a micro-batch are cut off; weights of failed clips are 0.
+    """
+    shard = ray.train.get_dataset_shard(NAME)
+    yield from shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=prefetch)

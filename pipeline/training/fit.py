@@ -1,0 +1,332 @@
+"""A training run as the driver sees it: start the ranks, watch them, feed the tracker, publish the model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from pipeline.clips import TrainCrop
+from pipeline.clips.plan import Plan
+from pipeline.clips.stream import StreamConfig
+from pipeline.config import UserError
+from pipeline.corpus import storage
+from pipeline.models import ModelBundle
+from pipeline.progress import ProgressLine
+from pipeline.tracking import Tracker
+from pipeline.training.board import Record, open_board
+from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.feed import NAME, Feed, FeedConfig
+from pipeline.training.loop import TrainJob, train_worker
+from pipeline.training.prepare import INITIAL, Prepared, write_record
+from pipeline.training.resources import Resources, share_out
+from pipeline.vivit import ViViT
+
+POLL_S = 0.25
+# Ray Train looks after its ranks this often; at its default of 2 s a short run mostly waits for its end.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+
+class StoppedError(Exception):
+    """The run was asked to stop, saved a checkpoint and did."""
+
+    def __init__(self, reason: str, step: int) -> None:
+        super().__init__(f"stopped by {reason} at step {step}; go on with --resume")
+        self.reason, self.step = reason, step
+
+
+@dataclass
+class Progress:
+    """What the driver has heard from the ranks so far."""
+
+    step: int = 0
+    outcome: str = ""
+    failed: int = 0
+    restarts: int = -1
+    first_step: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    stall: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+
+def fit(prepared: Prepared) -> dict[str, Any]:
+    """Run a prepared training to its end on the Ray that is connected; returns the summary.
+
+    Raises:
+        StoppedError: SIGTERM or SIGINT came; a checkpoint was saved.
+        UserError: too many videos failed to decode, or the cluster is too small.
+    """
+    started_s = time.monotonic()
+    resources = share_out(prepared.request.recipe)
+    tracker = _start_tracker(prepared)
+    try:
+        write_record(prepared, tracker.run_id)
+        progress = _train(prepared, resources, tracker)
+        _raise_outcome(prepared, progress)
+        summary = _publish(prepared, tracker)
+    except StoppedError:
+        tracker.finish("KILLED")
+        raise
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    summary |= _figures(progress, time.monotonic() - started_s)
+    tracker.finish("FINISHED")
+    return summary
+
+
+# ---- before
+
+
+def _start_tracker(prepared: Prepared) -> Tracker:
+    request, record = prepared.request, prepared.record or {}
+    name = request.name or storage.name_of(request.out)
+    tags = {
+        "tubelet.job": "train",
+        "tubelet.manifest": storage.normalise_uri(request.manifest),
+        "tubelet.data_fingerprint": prepared.examples.fingerprint,
+        "tubelet.out": storage.normalise_uri(request.out),
+    }
+    tracker = Tracker.start(
+        request.tracking_uri,
+        request.experiment,
+        name,
+        run_id=record.get("run_id"),
+        tags=tags,
+        params=_params(prepared),
+    )
+    if not record:
+        tracker.log_text(request.recipe.to_yaml(), "recipe.yaml")
+    return tracker
+
+
+def _params(prepared: Prepared) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in prepared.request.recipe.model_dump(mode="json").items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat | {"total_steps": prepared.total_steps, "train_videos": len(prepared.examples)}
+
+
+def _initial_model(prepared: Prepared) -> str:
+    """URI of the weights that step 0 starts from; made once, so that a resume starts from the same."""
+    request = prepared.request
+    target = storage.join(request.out, INITIAL, "model.safetensors")
+    if prepared.record is None or not storage.exists(target, request.options):
+        torch.manual_seed(request.recipe.seed)
+        model = ViViT(prepared.config)
+        with tempfile.TemporaryDirectory(prefix="tubelet-init-") as folder:
+            bundle = ModelBundle(model, prepared.examples.labels, prepared.spec, request.recipe.multilabel)
+            path = bundle.save(folder)
+            storage.upload_file(path, target, request.options)
+    return target
+
+
+def _metadata(prepared: Prepared) -> dict[str, Any]:
+    """What every model file of the run says of its origin."""
+    return {
+        "recipe": prepared.request.recipe.model_dump(mode="json"),
+        "manifest": storage.normalise_uri(prepared.request.manifest),
+        "data_fingerprint": prepared.examples.fingerprint,
+    }
+
+
+def _job(prepared: Prepared, resources: Resources, board: Any) -> TrainJob:
+    request, recipe = prepared.request, prepared.request.recipe
+    groups = next(iter(prepared.examples.targets.values())) if recipe.sampling == "balanced" else None
+    plan = Plan(prepared.examples.table, recipe.batch, recipe.seed, groups)
+    crop = recipe.augment
+    stream = StreamConfig(
+        spec=prepared.spec,
+        crop=TrainCrop(
+            crop=crop.crop, scale_jitter=crop.jitter, area=crop.area, ratio=crop.ratio, flip=crop.flip
+        ),
+        seed=recipe.seed,
+        decode_workers=resources.decode_workers,
+        decode_cpus=resources.decode_cpus,
+        storage=request.options,
+    )
+    store = CheckpointStore(storage.normalise_uri(request.out), request.options, recipe.retain)
+    feed = FeedConfig(ray.put(plan), stream, recipe.batch, recipe.accumulate, prepared.total_steps, store)
+    return TrainJob(
+        recipe=recipe,
+        spec=prepared.spec,
+        labels=prepared.examples.labels,
+        targets=ray.put(prepared.examples.targets),
+        feed=feed,
+        initial=_initial_model(prepared),
+        board=board,
+        metadata=_metadata(prepared),
+        total_steps=prepared.total_steps,
+        warmup_steps=prepared.warmup_steps,
+        watch_nodes=len(ray.nodes()) > 1,
+    )
+
+
+def _trainer(job: TrainJob, resources: Resources, scratch: str) -> TorchTrainer:
+    least, most = job.recipe.world
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        datasets={NAME: _nothing},
+        dataset_config=Feed(job.feed),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=most if least == most else (least, most),
+            use_gpu=resources.use_gpu,
+            resources_per_worker=resources.of_rank,
+        ),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=scratch,
+            failure_config=ray.train.FailureConfig(max_failures=job.recipe.max_failures),
+        ),
+    )
+
+
+def _nothing() -> None:
+    """In place of a dataset: :class:`Feed` makes the stream once the number of ranks is known."""
+
+
+# ---- meanwhile
+
+
+def _train(prepared: Prepared, resources: Resources, tracker: Tracker) -> Progress:
+    request = prepared.request
+    progress = Progress()
+    store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+    if store.newest() == prepared.total_steps:
+        progress.step, progress.outcome = prepared.total_steps, "done"  # only publishing was left to do
+        return progress
+    board = open_board()
+    with tempfile.TemporaryDirectory(prefix="tubelet-train-") as scratch, _signals(board) as reasons:
+        trainer = _trainer(_job(prepared, resources, board), resources, scratch)
+        errors: list[BaseException] = []
+        # In a thread: the main one hears signals and feeds the tracker.
+        thread = threading.Thread(target=_fit_in_thread, args=(trainer, errors), name="fit", daemon=True)
+        thread.start()
+        with ProgressLine("train", prepared.total_steps, "steps") as line:
+            while thread.is_alive():
+                thread.join(POLL_S)
+                _hear(board, progress, tracker, line)
+            _hear(board, progress, tracker, line)
+    if errors:
+        raise errors[0]
+    if progress.outcome == "stopped":
+        raise StoppedError(reasons[0] if reasons else "request", progress.step)
+    return progress
+
+
+def _fit_in_thread(trainer: TorchTrainer, errors: list[BaseException]) -> None:
+    try:
+        trainer.fit()
+    except BaseException as error:
+        errors.append(error)
+
+
+@contextmanager
+def _signals(board: Any) -> Iterator[list[str]]:
+    """SIGTERM, or a first SIGINT, asks the ranks to save and stop; a second SIGINT ends the driver."""
+    reasons: list[str] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del frame
+        if reasons and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        reasons.append(signal.Signals(number).name)
+        board.stop.remote(reasons[-1])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield reasons
+        return
+    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield reasons
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _hear(board: Any, progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
+    records: list[Record] = ray.get(board.take.remote())
+    for record in records:
+        if record["kind"] == "start":
+            progress.restarts += 1
+            line.done = progress.step = record["step"]
+        elif record["kind"] == "step":
+            _hear_step(record, progress, tracker, line)
+        elif record["kind"] == "end":
+            progress.step, progress.outcome = record["step"], record["outcome"]
+
+
+def _hear_step(record: Record, progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
+    figures: dict[str, float] = record["figures"]
+    progress.step, progress.figures = record["step"], figures
+    progress.failed += record["failed"]
+    progress.stall.append(figures["data_stall"] * figures["step_s"])
+    progress.rates.append(figures["step_s"])
+    tracker.log_metrics({f"train/{name}": value for name, value in figures.items()}, record["step"])
+    line.advance(
+        1,
+        loss=figures["loss"],
+        clips_per_s=figures["clips_per_s"],
+        data_stall=figures["data_stall"],
+        errors=progress.failed,
+    )
+
+
+# ---- after
+
+
+def _raise_outcome(prepared: Prepared, progress: Progress) -> None:
+    if progress.outcome == "too many errors":
+        limit = prepared.request.recipe.max_error_rate
+        raise UserError(
+            f"more than {limit:.0%} of the clips ({progress.failed} by step {progress.step}) failed: "
+            "see which with `tubelet index --update`, or raise max_error_rate="
+        )
+
+
+def _publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
+    """The final model, written last: whoever sees it sees the end of the run."""
+    request = prepared.request
+    store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+    with tempfile.TemporaryDirectory(prefix="tubelet-final-") as folder:
+        files = store.fetch(prepared.total_steps, Path(folder))
+        final = Path(folder) / "final"
+        bundle = ModelBundle.load(files / "model.safetensors")
+        bundle.metadata["run_id"] = tracker.run_id
+        path = bundle.save(final)
+        name = storage.name_of(request.out)
+        version = tracker.log_model(final, name, alias="latest", step=prepared.total_steps)
+        storage.upload_file(path, storage.join(request.out, "model.safetensors"), request.options)
+    return {
+        "out": request.out,
+        "steps": prepared.total_steps,
+        "run_id": tracker.run_id,
+        "model_name": name,
+        "model_version": version,
+    }
+
+
+def _figures(progress: Progress, seconds: float) -> dict[str, Any]:
+    spent_s = sum(progress.rates)
+    return {
+        "loss": progress.figures.get("loss"),
+        "clips_per_s": progress.figures.get("clips_per_s"),
+        "data_stall": sum(progress.stall) / spent_s if spent_s else None,
+        "failed_clips": progress.failed,
+        "restarts": max(progress.restarts, 0),
+        "seconds": round(seconds, 1),
+    }

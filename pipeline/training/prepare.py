@@ -1,0 +1,147 @@
+"""Everything about a training run that can be checked before Ray starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.clips import ClipSpec
+from pipeline.config import UserError
+from pipeline.corpus import storage
+from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.storage import StorageOptions
+from pipeline.training.examples import Examples, load_examples
+from pipeline.training.recipe import Recipe
+from pipeline.vivit import ViViTConfig
+
+# What a resume must know, and the weights of step 0: under a name that readers skip.
+RECORD, INITIAL = "_train/run.json", "_train/initial"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks of ``train``."""
+
+    recipe: Recipe
+    manifest: str
+    out: str
+    init: str | None = None
+    resume: bool = False
+    tracking_uri: str | None = None
+    experiment: str = "tubelet"
+    name: str | None = None
+    options: StorageOptions = field(default_factory=StorageOptions)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that was found good, and what follows. ``record``: the run that it goes on with."""
+
+    request: Request
+    table: pa.Table
+    examples: Examples
+    config: ViViTConfig
+    spec: ClipSpec
+    total_steps: int
+    warmup_steps: int
+    record: dict[str, Any] | None
+
+    def plan_text(self) -> str:
+        """What the run would do, in a line or two."""
+        recipe = self.request.recipe
+        classes = ", ".join(f"{len(names)} classes of {head}" for head, names in self.examples.labels.items())
+        return (
+            f"train {recipe.model} on {len(self.examples)} videos ({classes}), clips {self.spec.sampling}: "
+            f"{self.total_steps} steps of {recipe.batch} clips on {recipe.workers} ranks, "
+            f"{self.total_steps * recipe.batch / len(self.examples):.1f} epochs; output {self.request.out}"
+        )
+
+
+def prepare(request: Request) -> Prepared:
+    """Check the request against its manifest and its output.
+
+    Raises:
+        UserError: what is wrong with them, and what to do.
+    """
+    recipe, options = request.recipe, request.options
+    record = _check_out(request)
+    table = read_manifest(request.manifest, options=options)
+    examples = load_examples(table, recipe.head_columns, multilabel=recipe.multilabel)
+    _check_resume(request, record, examples)
+    config = model_config(recipe, examples.labels)
+    spec = recipe.clip_spec(config.tubelet)
+    total, warmup = recipe.length(len(examples))
+    return Prepared(request, table, examples, config, spec, total, warmup, record)
+
+
+def model_config(recipe: Recipe, labels: dict[str, list[str]]) -> ViViTConfig:
+    """The preset of the recipe, for its clips and these classes.
+
+    Raises:
+        UserError: no such preset, or its settings contradict each other.
+    """
+    sizes = {head: len(names) for head, names in labels.items()}
+    fields: dict[str, Any] = {
+        "frames": recipe.frames,
+        "height": recipe.size,
+        "width": recipe.size,
+        "dropout": recipe.regularisation.dropout,
+        "attention_dropout": recipe.regularisation.attention_dropout,
+        "stochastic_depth": recipe.regularisation.droplayer,
+    }
+    fields |= {"heads_classes": sizes} if recipe.heads else {"classes": sizes["label"]}
+    try:
+        return ViViTConfig.preset(recipe.model, **{**fields, **recipe.model_options})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model={recipe.model}: {error}") from error
+
+
+def read_record(out: str, options: StorageOptions) -> dict[str, Any] | None:
+    """What the run in ``out`` noted of itself; None where there is no run."""
+    try:
+        found = json.loads(storage.read_bytes(storage.join(out, RECORD), options))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def write_record(prepared: Prepared, run_id: str) -> None:
+    """Note what a resume has to know."""
+    record = {
+        "recipe": prepared.request.recipe.model_dump(mode="json"),
+        "fingerprint": prepared.examples.fingerprint,
+        "manifest": storage.normalise_uri(prepared.request.manifest),
+        "init": prepared.request.init,
+        "run_id": run_id,
+    }
+    target = storage.join(prepared.request.out, RECORD)
+    storage.write_bytes(target, json.dumps(record, indent=1).encode(), prepared.request.options)
+
+
+def _check_out(request: Request) -> dict[str, Any] | None:
+    out, options = request.out, request.options
+    record = read_record(out, options)
+    if request.resume or not storage.exists(out, options):
+        if record is None and storage.exists(storage.join(out, "model.safetensors"), options):
+            raise UserError(f"{out} holds a model that no run here made: choose another --out")
+        return record
+    raise UserError(f"{out} exists: add --resume to go on with the run in it, or choose another --out")
+
+
+def _check_resume(request: Request, record: dict[str, Any] | None, examples: Examples) -> None:
+    if record is None:
+        return
+    changed = request.recipe.changed(Recipe.model_validate(record["recipe"]))
+    if changed:
+        raise UserError(
+            f"--resume with changed settings ({', '.join(changed)}) would not be the same run: "
+            "set them back, or choose another --out"
+        )
+    if record["fingerprint"] != examples.fingerprint:
+        raise UserError(
+            f"the training videos of {request.manifest} are not those that {request.out} began with: "
+            f"give its manifest ({record['manifest']}), or choose another --out"
+        )

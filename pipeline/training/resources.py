@@ -1,0 +1,57 @@
+"""Who gets which CPUs. Ranks that take all of them leave none to decode, and the job hangs without a word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ray
+
+from pipeline.clips.stream import PLAN_CPUS, REPARTITION_CPUS
+from pipeline.config import UserError
+from pipeline.training.recipe import Recipe
+
+# A rank without a GPU computes on all cores it finds; what it reserves is bookkeeping only.
+CPU_RANK_CPUS = 0.1
+GPU_RANK_CPUS = 1.0
+_LEAST_DECODE_CPUS = 0.05
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ranks and decode workers ask Ray for."""
+
+    use_gpu: bool
+    rank_cpus: float
+    decode_workers: int
+    decode_cpus: float
+
+    @property
+    def of_rank(self) -> dict[str, float]:
+        """``resources_per_worker`` of Ray Train."""
+        return {"CPU": self.rank_cpus, **({"GPU": 1.0} if self.use_gpu else {})}
+
+
+def share_out(recipe: Recipe) -> Resources:
+    """Divide the cluster between the ranks of ``recipe`` and decoding.
+
+    Raises:
+        UserError: there are fewer GPUs than ranks, or no CPU is left to decode.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = float(total.get("CPU", 0)), float(total.get("GPU", 0))
+    least, most = recipe.world
+    use_gpu = gpus > 0
+    if use_gpu and gpus < least:
+        raise UserError(f"workers={recipe.workers}: the cluster has {gpus:g} GPUs; lower workers=")
+    rank_cpus = GPU_RANK_CPUS if use_gpu else CPU_RANK_CPUS
+    ranks = min(most, int(gpus)) if use_gpu else most
+    left = cpus - ranks * rank_cpus - PLAN_CPUS - REPARTITION_CPUS
+    workers = recipe.decode_workers or max(1, int(left) if use_gpu else int(cpus // 2))
+    decode_cpus = min(1.0, left / workers)
+    if decode_cpus < _LEAST_DECODE_CPUS:
+        raise UserError(
+            f"{cpus:g} CPUs are too few for workers={recipe.workers} and {workers} decode workers: "
+            "lower workers= or decode_workers=, or add CPUs"
+        )
+    # Two digits, rounded down: Ray counts in ten-thousandths, and a hair too much never fits.
+    return Resources(use_gpu, rank_cpus, workers, int(decode_cpus * 100) / 100)

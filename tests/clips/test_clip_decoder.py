@@ -1,0 +1,116 @@
+"""Rows that name videos become rows with tubelets, whatever the videos are like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import S3Bucket
+from training_support import moving_square, write_video
+
+from pipeline.clips import ClipDecoder, ClipSpec, TrainCrop, tubelets_to_clip
+from pipeline.corpus import storage
+
+SPEC = ClipSpec(frames=8, stride=None, size=32, short_side=40, tubelet=(2, 16, 16))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    write_video(folder / "good ä.mp4", moving_square(1, 0))
+    write_video(folder / "other.mp4", moving_square(-1, 9))
+    (folder / "bad.mp4").write_bytes(b"no video" * 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[ClipDecoder]:
+    decoder = ClipDecoder(SPEC)
+    yield decoder
+    decoder.close()
+
+
+@pytest.fixture(scope="module")
+def train_decoder() -> Iterator[ClipDecoder]:
+    decoder = ClipDecoder(SPEC, train=TrainCrop(), seed=3)
+    yield decoder
+    decoder.close()
+
+
+def rows(*paths: str, **more: list[object]) -> dict[str, np.ndarray]:
+    batch = {
+        "key": np.array([Path(p).name for p in paths], object),
+        "uri": np.array(paths, object),
+        "etag": np.array([None] * len(paths), object),
+        "size": np.array([float("nan")] * len(paths)),
+    }
+    return batch | {name: np.array(values) for name, values in more.items()}
+
+
+def test_views_of_good_and_broken_videos(decoder: ClipDecoder, folder: Path) -> None:
+    good, bad = str(folder / "good ä.mp4"), str(folder / "bad.mp4")
+    out = decoder(rows(good, bad, str(folder / "missing.mp4"), weight=[1.0, 1.0, 1.0]))
+    assert out["tubelets"].shape == (3, 1, SPEC.tokens, SPEC.token_bytes)
+    assert out["tubelets"].dtype == np.uint8
+    assert out["error_code"][0] == ""
+    assert all(out["error_code"][1:])
+    assert all(out["error"][1:])
+    assert out["weight"].tolist() == [1, 0, 0]
+    assert not out["tubelets"][1:].any()
+    assert np.isnan(out["clip_times_s"][1:]).all()
+    clip = tubelets_to_clip(out["tubelets"][0, 0], 8, 32, 32, SPEC.tubelet)
+    assert 150 < clip.max() < 256
+    assert np.allclose(np.diff(out["clip_times_s"][0, 0]), 0.2)
+
+
+def test_several_views(folder: Path) -> None:
+    decoder = ClipDecoder(SPEC, views=(2, 3))
+    try:
+        out = decoder(rows(str(folder / "good ä.mp4")))
+    finally:
+        decoder.close()
+    assert out["tubelets"].shape == (1, 6, SPEC.tokens, SPEC.token_bytes)
+    assert (out["clip_times_s"][0, 0] != out["clip_times_s"][0, 3]).any()
+
+
+def test_a_sample_depends_on_seed_epoch_key_only(train_decoder: ClipDecoder, folder: Path) -> None:
+    good, other = str(folder / "good ä.mp4"), str(folder / "other.mp4")
+    first = train_decoder(rows(good, other, good, good, epoch=[0, 0, 1, 0], repeat=[0, 0, 0, 1]))
+    assert first["tubelets"].shape == (4, SPEC.tokens, SPEC.token_bytes)
+    alone = train_decoder(rows(good, epoch=[0], repeat=[0]))
+    assert np.array_equal(first["tubelets"][0], alone["tubelets"][0])
+    assert len({first["tubelets"][i].tobytes() for i in (0, 2, 3)}) == 3
+    reseeded = ClipDecoder(SPEC, train=TrainCrop(), seed=4)
+    try:
+        differs = reseeded(rows(good, epoch=[0], repeat=[0]))
+    finally:
+        reseeded.close()
+    assert not np.array_equal(differs["tubelets"][0], alone["tubelets"][0])
+
+
+def test_a_segment_of_a_video(decoder: ClipDecoder, folder: Path) -> None:
+    path = str(folder / "other.mp4")
+    out = decoder(rows(path, path, clip_start_s=[0.8, float("nan")], clip_end_s=[1.6, float("nan")]))
+    assert out["clip_times_s"][0].min() >= 0.8 - 1e-6
+    assert out["clip_times_s"][0].max() < 1.6
+    assert out["clip_times_s"][1].min() < 0.2
+
+
+def test_the_same_from_a_bucket(folder: Path, s3: S3Bucket) -> None:
+    uri = f"{s3.uri}/a b/good ä.mp4"
+    storage.upload_file(folder / "good ä.mp4", uri)
+    info = storage.stat(uri)
+    assert info is not None
+    batch = rows(uri, uri, str(folder / "good ä.mp4"))
+    batch["size"] = np.array([info.size_bytes] * 3)
+    batch["etag"] = np.array([info.etag, "another version", None], object)
+    decoder = ClipDecoder(SPEC)  # its process starts now, with the server's AWS_* variables
+    try:
+        out = decoder(batch)
+    finally:
+        decoder.close()
+    assert np.array_equal(out["tubelets"][0], out["tubelets"][2])
+    assert out["error_code"].tolist()[0] == ""
+    assert out["error_code"][1], "another content than the manifest's is an error, not a silent substitute"
