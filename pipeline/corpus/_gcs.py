@@ -49,10 +49,15 @@ class GcsStore:
         return bool(self.names(uri))
 
     def names(self, uri: str) -> list[str]:
+        return sorted(item.base_name for item in self._directly_under(uri))
+
+    def folders(self, uri: str) -> list[str]:
+        return sorted(item.base_name for item in self._directly_under(uri) if not item.is_file)
+
+    def _directly_under(self, uri: str) -> list[Any]:
         from pyarrow.fs import FileSelector
 
-        found = self._fs.get_file_info(FileSelector(_path(uri), allow_not_found=True))
-        return sorted(item.base_name for item in found)
+        return list(self._fs.get_file_info(FileSelector(_path(uri), allow_not_found=True)))
 
     def read(self, uri: str) -> bytes:
         with self._fs.open_input_file(_path(uri)) as file:

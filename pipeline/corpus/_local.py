@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import shutil
 import stat as stat_bits
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from pipeline.config import UserError
 from pipeline.corpus.storage import ObjectChangedError, ObjectInfo
@@ -55,6 +56,10 @@ class LocalStore:
             return sorted(os.listdir(uri))
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def folders(self, uri: str) -> list[str]:
+        with os.scandir(uri) as entries:
+            return sorted(_utf8(entry.name) for entry in entries if _is_folder(entry))
 
     def read(self, uri: str) -> bytes:
         return Path(uri).read_bytes()
@@ -106,14 +111,14 @@ class LocalStore:
         return LocalFileSystem(), uri
 
 
-def open_local(path: str, etag: str | None) -> BinaryIO:
-    """Open a local file for reading.
+def open_local(path: str, etag: str | None) -> io.FileIO:
+    """Open a local file for unbuffered reading.
 
     Raises:
         FileNotFoundError: it is gone.
         ObjectChangedError: its modification time or size is not that of ``etag``.
     """
-    file = open(path, "rb")  # noqa: SIM115 - handed to the caller
+    file = open(path, "rb", buffering=0)  # noqa: SIM115 - handed to the caller, who reads in large pieces
     if etag is not None and local_etag(os.fstat(file.fileno())) != etag:
         file.close()
         raise ObjectChangedError(f"{path} changed since it was listed")

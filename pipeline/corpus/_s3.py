@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ def make_client(options: StorageOptions) -> S3Client:
     """
     settings: dict[str, Any] = {
         # throttling, 5xx and broken connections: retried with jittered back-off inside botocore
-        "retries": {"mode": "standard", "max_attempts": 8},
+        "retries": {"mode": "standard", "max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS") or 8)},
         "max_pool_connections": 64,
         "connect_timeout": 10,
         "read_timeout": 60,
@@ -123,13 +124,21 @@ class S3Store:
         return any(not item["Key"].endswith("/") for page in pages for item in page.get("Contents", ()))
 
     def names(self, uri: str) -> list[str]:
+        files, folders = self._directly_under(uri)
+        return sorted(files | folders)
+
+    def folders(self, uri: str) -> list[str]:
+        return sorted(self._directly_under(uri)[1])
+
+    def _directly_under(self, uri: str) -> tuple[set[str], set[str]]:
         bucket, key = split_bucket(uri)
         prefix = f"{key}/" if key else ""
-        found: set[str] = set()
+        files: set[str] = set()
+        folders: set[str] = set()
         for page in self._pages(uri, Bucket=bucket, Prefix=prefix, Delimiter="/"):
-            found |= {item["Key"][len(prefix) :] for item in page.get("Contents", ())}
-            found |= {item["Prefix"][len(prefix) : -1] for item in page.get("CommonPrefixes", ())}
-        return sorted(found - {""})
+            files |= {item["Key"][len(prefix) :] for item in page.get("Contents", ())}
+            folders |= {item["Prefix"][len(prefix) : -1] for item in page.get("CommonPrefixes", ())}
+        return files - {""}, folders - {""}
 
     def read(self, uri: str) -> bytes:
         bucket, key = split_bucket(uri)

@@ -55,7 +55,7 @@ class ObjectOpener:
         """
         uri = normalise_uri(self.uri)
         if not is_remote(uri):
-            return open_local(uri, self.etag)
+            return cast("BinaryIO", open_local(uri, self.etag))
         size_bytes = self.size_bytes
         if size_bytes is None:
             found = stat(uri, self.options)

@@ -66,6 +66,7 @@ class Store(Protocol):
     def walk(self, uri: str) -> Iterator[ObjectInfo]: ...
     def holds_any(self, uri: str) -> bool: ...
     def names(self, uri: str) -> list[str]: ...
+    def folders(self, uri: str) -> list[str]: ...
     def read(self, uri: str) -> bytes: ...
     def write(self, uri: str, data: bytes) -> None: ...
     def put_if_absent(self, uri: str, data: bytes) -> bool: ...
@@ -143,14 +144,8 @@ def store_for(uri: str, options: StorageOptions = DEFAULT_OPTIONS) -> Store:
 
 
 def _environment() -> tuple[str | None, ...]:
-    names = (
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_S3",
-        "AWS_PROFILE",
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-    )
-    return tuple(os.environ.get(name) for name in (*names, "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE"))
+    """What a client takes from the environment when it is made; another value needs another client."""
+    return tuple(value for name, value in sorted(os.environ.items()) if name.startswith("AWS_"))
 
 
 def remote_store_for(uri: str, options: StorageOptions = DEFAULT_OPTIONS) -> RemoteStore:
@@ -222,6 +217,12 @@ def list_names(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OP
     """Names directly under ``uri``, files and folders alike, sorted, hidden ones too; empty if missing."""
     root = normalise_uri(uri)
     return store_for(root, options).names(root)
+
+
+def list_folders(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> list[str]:
+    """Names of the folders directly under ``uri``, sorted, hidden ones too."""
+    root = normalise_uri(uri)
+    return store_for(root, options).folders(root)
 
 
 def read_bytes(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> bytes:

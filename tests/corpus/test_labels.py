@@ -1,0 +1,202 @@
+"""Labels join by path or URI, and what contradicts itself or matches nothing is said."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from corpus_support import ODD_NAMES, put, put_text
+
+from pipeline.config import UserError
+from pipeline.corpus import storage
+from pipeline.corpus.labels import LabelRow, Labels, load_labels
+from pipeline.corpus.storage import DEFAULT_OPTIONS, list_objects
+
+
+def _load(source: str, src: str, split_column: str = "split") -> Labels:
+    return load_labels(source, storage.normalise_uri(src), DEFAULT_OPTIONS, split_column)
+
+
+def _join(source: str, src: str) -> dict[str, LabelRow]:
+    labels = _load(source, src)
+    joined = {info.path: labels.lookup(info) for info in list_objects(src)}
+    labels.check()
+    return joined
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
+
+
+def test_csv_joins_by_path_and_keeps_odd_names(root: str) -> None:
+    put(f"{root}/v", dict.fromkeys(ODD_NAMES, b"1"))
+    lines = [f"{_quoted(name)},class {i % 2},g{i}" for i, name in enumerate(ODD_NAMES)]
+    joined = _join(put_text(f"{root}/labels.csv", "path,label,group", *lines), f"{root}/v")
+    for i, name in enumerate(ODD_NAMES):
+        assert joined[name] == LabelRow({"label": f"class {i % 2}"}, group=f"g{i}")
+
+
+def test_uri_column(root: str) -> None:
+    put(f"{root}/v", {"a b.mp4": b"1", "c.mp4": b"1"})
+    labels = put_text(f"{root}/labels.csv", "uri,label", f"{root}/v/a b.mp4,x", f"{root}/v/c.mp4,y")
+    joined = _join(labels, f"{root}/v")
+    assert [joined[p].values["label"] for p in ("a b.mp4", "c.mp4")] == ["x", "y"]
+
+
+def test_paths_relative_to_the_label_file(root: str) -> None:
+    put(f"{root}/set/v", {"a.mp4": b"1", "b.mp4": b"1"})
+    labels = put_text(f"{root}/labels.csv", "path,label", "set/v/a.mp4,x", "set/v/b.mp4,y")
+    assert _join(labels, f"{root}/set/v")["a.mp4"].values == {"label": "x"}
+
+
+@pytest.mark.parametrize("written", ["./k/a.mp4", "/k/a.mp4", "k\\a.mp4", "k//a.mp4"])
+def test_ways_to_write_a_path(tmp_path: Path, written: str) -> None:
+    put(str(tmp_path / "v"), {"k/a.mp4": b"1", "b.mp4": b"1"})
+    labels = put_text(str(tmp_path / "l.csv"), "path,label", f"{written},x", "b.mp4,y")
+    assert _join(labels, str(tmp_path / "v"))["k/a.mp4"].values == {"label": "x"}
+
+
+def test_unicode_forms_match_each_other(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "köche/ä.mp4") for form in ("NFC", "NFD"))
+    put(str(tmp_path / "v"), {decomposed: b"1", "b.mp4": b"2"})
+    labels = put_text(str(tmp_path / "l.csv"), "path,label", f"{composed},x", "b.mp4,y")
+    assert _join(labels, str(tmp_path / "v"))[decomposed].values == {"label": "x"}
+
+
+def test_heads_and_several_labels_in_a_cell(tmp_path: Path) -> None:
+    put(str(tmp_path / "v"), {"a": b"1", "b": b"1", "c": b"1"})
+    labels = put_text(
+        str(tmp_path / "l.csv"),
+        "path;label_noun;label_verb;split",
+        "a;knife | board;cut;train",
+        "b;cup;;val",
+        "c;;wash;",
+    )
+    loaded = _load(labels, str(tmp_path / "v"))
+    assert loaded.heads == {"label": False, "label_noun": True, "label_verb": False}
+    joined = _join(labels, str(tmp_path / "v"))
+    assert joined["a"].values == {"label": None, "label_noun": ["knife", "board"], "label_verb": "cut"}
+    assert joined["b"].values == {"label": None, "label_noun": ["cup"], "label_verb": None}
+    assert [joined[name].split for name in "abc"] == ["train", "val", None]
+
+
+def test_parquet_label_file(root: str, tmp_path: Path) -> None:
+    put(f"{root}/v", {"a": b"1", "b": b"1"})
+    pq.write_table(pa.table({"path": ["a", "b"], "label": [["x", "y"], ["z"]]}), tmp_path / "l.parquet")
+    storage.upload_file(tmp_path / "l.parquet", f"{root}/l.parquet")
+    assert _join(f"{root}/l.parquet", f"{root}/v")["a"].values == {"label": ["x", "y"]}
+
+
+def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
+    put(str(tmp_path / "v"), {"a": b"1", "b": b"1"})
+    (tmp_path / "l.csv").write_bytes(b"\xef\xbb\xbfpath,label\r\na,x\r\n\r\nb,y\r\n")
+    assert _join(str(tmp_path / "l.csv"), str(tmp_path / "v"))["a"].values == {"label": "x"}
+
+
+def test_class_folders(root: str) -> None:
+    put(root, dict.fromkeys(["left/a.mp4", "left/deep/b.mp4", "right/c.mp4", "loose.mp4"], b"1"))
+    labels = _load("folders", root)
+    joined = {info.path: labels.lookup(info).values.get("label") for info in list_objects(root)}
+    assert joined == {
+        "left/a.mp4": "left",
+        "left/deep/b.mp4": "left",
+        "right/c.mp4": "right",
+        "loose.mp4": None,
+    }
+    assert labels.check() == ["1 objects lie in no class folder: 'loose.mp4'"]
+
+
+def test_class_folders_below_split_folders(root: str) -> None:
+    put(root, dict.fromkeys(["train/left/a", "train/right/b", "test/left/c"], b"1"))
+    joined = _join("folders", root)
+    assert {path: (row.values["label"], row.split) for path, row in joined.items()} == {
+        "train/left/a": ("left", "train"),
+        "train/right/b": ("right", "train"),
+        "test/left/c": ("left", "test"),
+    }
+
+
+def test_nothing_matches_shows_three_of_each_side(root: str) -> None:
+    put(f"{root}/v", dict.fromkeys(["clips/a1", "clips/a2", "clips/a3", "clips/a4"], b"1"))
+    labels = put_text(f"{root}/l.csv", "path,label", *[f"b{i},x" for i in range(5)])
+    with pytest.raises(UserError) as caught:
+        _join(labels, f"{root}/v")
+    message = str(caught.value)
+    assert "0 of 5 rows match the 4 objects" in message
+    assert "it names 'b0', 'b1', 'b2'; without a row are 'clips/a1', 'clips/a2', 'clips/a3'" in message
+    assert len(message.splitlines()) == 2
+
+
+def test_part_that_does_not_match_is_a_warning(tmp_path: Path) -> None:
+    put(str(tmp_path / "v"), dict.fromkeys(["a", "b", "c"], b"1"))
+    labels = _load(put_text(str(tmp_path / "l.csv"), "path,label", "a,x", "b,y", "q,y"), str(tmp_path / "v"))
+    for info in list_objects(str(tmp_path / "v")):
+        labels.lookup(info)
+    (warning,) = labels.check()
+    assert "2 of 3 rows match an object; it names 'q'; without a row are 'c'" in warning
+
+
+def test_one_class_is_a_warning(tmp_path: Path) -> None:
+    put(str(tmp_path / "v"), dict.fromkeys(["a", "b"], b"1"))
+    labels = _load(put_text(str(tmp_path / "l.csv"), "path,label", "a,x", "b,x"), str(tmp_path / "v"))
+    for info in list_objects(str(tmp_path / "v")):
+        labels.lookup(info)
+    assert labels.check() == ["all labels are of one class, 'x': there is nothing to train on yet"]
+
+
+def test_equal_duplicates_are_fine_and_different_ones_are_not(tmp_path: Path) -> None:
+    put(str(tmp_path / "v"), {"a": b"1", "b": b"1"})
+    same = put_text(str(tmp_path / "same.csv"), "path,label", "a,x", "b,y", "a,x")
+    assert _join(same, str(tmp_path / "v"))["a"].values == {"label": "x"}
+    other = put_text(str(tmp_path / "other.csv"), "path,label", "a,x", "b,y", "a,y")
+    with pytest.raises(
+        UserError, match="line 4: 'a' stands there twice and differently: label='x' and label='y'"
+    ):
+        _join(other, str(tmp_path / "v"))
+
+
+def test_two_spellings_of_one_object_must_agree(tmp_path: Path) -> None:
+    put(str(tmp_path / "v"), {"a": b"1"})
+    labels = put_text(str(tmp_path / "l.csv"), "path,uri,label", "a,,x", f",{tmp_path}/v/a,y")
+    with pytest.raises(UserError, match="two rows name 'a' and disagree"):
+        _join(labels, str(tmp_path / "v"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["file,label", "a,x"], "neither a column `path` nor `uri`; its columns are 'file', 'label'"),
+        (["path,class", "a,x"], "has no column `label`"),
+        (["path,label", "a,"], "has no labels"),
+        (["path,label"], "has no labels"),
+        (["path,label,label", "a,x,y"], "'label' stands there twice"),
+        (["path,label", "a,x,y"], "line 2: 3 cells under 2 columns"),
+        (["path,label", ",x"], "line 2: neither path nor uri is given"),
+    ],
+)
+def test_malformed_label_files_are_explained(tmp_path: Path, lines: list[str], said: str) -> None:
+    put(str(tmp_path / "v"), {"a": b"1"})
+    with pytest.raises(UserError, match=said):
+        _join(put_text(str(tmp_path / "l.csv"), *lines), str(tmp_path / "v"))
+
+
+def test_label_file_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_bytes("path,label\nä,x\n".encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        _load(str(tmp_path / "l.csv"), str(tmp_path))
+
+
+def test_missing_label_file(root: str) -> None:
+    with pytest.raises(UserError, match=r"there is no label file .*none\.csv"):
+        _load(f"{root}/none.csv", root)
+
+
+def test_folders_without_folders(root: str) -> None:
+    put(root, {"a.mp4": b"1", "b.mp4": b"1"})
+    with pytest.raises(
+        UserError, match=r"nothing under .* lies in a class folder, for example 'a.mp4', 'b.mp4'"
+    ):
+        _join("folders", root)
