@@ -1,0 +1,108 @@
+"""What a codec's packets say about themselves: can decoding begin here, may pictures be left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# NAL unit types of H.264 (ITU-T H.264, table 7-1) and H.265 (ITU-T H.265, table 7-1).
+_H264_SLICE, _H264_IDR, _H264_SEI = 1, 5, 6
+_H265_IRAP = range(16, 24)
+_H265_SLICES = range(32)
+_SEI_RECOVERY_POINT = 6
+
+
+def nal_units(codec: Any, data: bytes) -> list[bytes]:
+    """The NAL units of a packet, without start codes or lengths."""
+    extra = codec.extradata or b""
+    if extra[:1] == b"\x01":
+        return _length_prefixed(data, (extra[4 if codec.name == "h264" else 21] & 3) + 1)
+    return [unit for unit in data.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1") if unit]
+
+
+def _length_prefixed(data: bytes, prefix: int) -> list[bytes]:
+    units, position = [], 0
+    while position + prefix < len(data):
+        size = int.from_bytes(data[position : position + prefix], "big")
+        units.append(data[position + prefix : position + prefix + size])
+        position += prefix + size
+    return [unit for unit in units if unit]
+
+
+def is_entry_point(name: str, codec: Any, packet: Any) -> bool:
+    """Whether decoding from this packet on gives exact pictures of all that is presented from it on.
+
+    The container's keyframe flag alone does not promise that: files without a sync table flag every packet,
+    and a gradual refresh is flagged where it begins.
+    """
+    if name in ("h264", "hevc"):
+        units = nal_units(codec, bytes(packet))
+        return _h264_entry(units) if name == "h264" else _h265_entry(units)
+    head = bytes(memoryview(packet)[:8])
+    if name == "vp8":
+        return not head[0] & 1
+    if name == "vp9":
+        return not head[0] & (0b0100 if head[0] & 0b0011_0000 != 0b0011_0000 else 0b0010)
+    return True
+
+
+def _h264_entry(units: list[bytes]) -> bool:
+    for unit in units:
+        kind = unit[0] & 31
+        if kind == _H264_IDR:
+            return True
+        if kind == _H264_SEI and _refresh_length(unit) == 0:
+            return True
+        if kind == _H264_SLICE:
+            return False
+    return False
+
+
+def _h265_entry(units: list[bytes]) -> bool:
+    kinds = [unit[0] >> 1 & 63 for unit in units]
+    return next((kind in _H265_IRAP for kind in kinds if kind in _H265_SLICES), False)
+
+
+def _refresh_length(sei: bytes) -> int | None:
+    """recovery_frame_cnt of a recovery point message (ITU-T H.264, D.1.8), or None where there is none."""
+    data = sei[1:].replace(b"\0\0\3", b"\0\0")
+    position = 0
+    while position + 2 < len(data):
+        kind = size = 0
+        while position < len(data) and data[position] == 255:
+            kind, position = kind + 255, position + 1
+        kind, position = kind + data[position], position + 1
+        while position < len(data) and data[position] == 255:
+            size, position = size + 255, position + 1
+        if position >= len(data):
+            return None
+        size, position = size + data[position], position + 1
+        if kind == _SEI_RECOVERY_POINT:
+            return _exp_golomb(data[position : position + size])
+        position += size
+    return None
+
+
+def _exp_golomb(data: bytes) -> int:
+    bits = "".join(f"{byte:08b}" for byte in data)
+    zeros = len(bits) - len(bits.lstrip("0"))
+    return int(bits[zeros : 2 * zeros + 1] or "1", 2) - 1
+
+
+def may_skip_nonref(name: str, codec: Any) -> bool:
+    """Whether leaving out pictures that are not referred to leaves all others bit-identical.
+
+    In H.265 "not referred to" holds within one temporal layer only, so a stream must have a single one.
+    """
+    if name == "h264":
+        return True
+    return name == "hevc" and _single_temporal_layer(codec)
+
+
+def _single_temporal_layer(codec: Any) -> bool:
+    extra = codec.extradata or b""
+    if extra[:1] == b"\x01" and len(extra) > 21:
+        return extra[21] >> 3 & 7 == 1
+    for unit in nal_units(codec, extra):
+        if unit[0] >> 1 & 63 == 33 and len(unit) > 2:  # the sequence parameter set
+            return unit[2] >> 1 & 7 == 0
+    return False

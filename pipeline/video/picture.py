@@ -1,0 +1,196 @@
+"""From a decoded frame to RGB pixels: right side up, scaled, cropped.
+
+Scaling is swscale's bilinear in the frame's own colour space, and only the small picture becomes RGB (one
+call doing both is many times slower). Colour matrix and range are the frame's; where it names none, swscale
+takes BT.601. Interlaced frames are one picture of two woven fields, as the decoder gives them; scaling down
+blends the fields.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from av.filter import Graph
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from pipeline.video.framing import Box, Placement
+
+Pixels = npt.NDArray[np.uint8]
+
+# The 8-bit format of the same chroma layout in which a frame is scaled. Others go to RGB in one step.
+_SCALED_IN = {
+    "yuv420p": "yuv420p", "yuvj420p": "yuvj420p", "yuv420p10le": "yuv420p", "yuv420p12le": "yuv420p",
+    "nv12": "yuv420p", "yuv422p": "yuv422p", "yuvj422p": "yuvj422p", "yuv422p10le": "yuv422p",
+    "yuv422p12le": "yuv422p", "yuv410p": "yuv420p", "yuv411p": "yuv422p",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How the coded picture becomes the shown one: first swap rows and columns, then mirror.
+
+    From the display matrix (ISO/IEC 14496-12, 6.2.2), snapped to the nearest of the eight right-angled ones.
+    """
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    @classmethod
+    def of(cls, frame: Any) -> Orientation:
+        """From the frame's side data."""
+        try:
+            data = frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # side data of a kind that PyAV has no name for hides the rest
+            return cls._turned(-frame.rotation % 360)
+        if data is None or len(bytes(data)) < 36:
+            return cls()
+        a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data)[:36])
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            return cls(True, b < 0, c < 0)
+        return cls(False, d < 0, a < 0)
+
+    @classmethod
+    def _turned(cls, clockwise: int) -> Orientation:
+        quarter = round(clockwise / 90) % 4
+        return (cls(), cls(True, False, True), cls(False, True, True), cls(True, True, False))[quarter]
+
+    @property
+    def rotation(self) -> int:
+        """Degrees clockwise from the coded to the shown picture: 0, 90, 180 or 270 (mirroring left aside)."""
+        if self.transpose:
+            return 90 if self.flip_columns else 270
+        return 180 if self.flip_rows else 0
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the shown picture is a mirror image of the coded one."""
+        return self.transpose ^ self.flip_rows ^ self.flip_columns
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) after orienting; its own inverse."""
+        return (width, height) if self.transpose else (height, width)
+
+    def apply(self, pixels: Pixels) -> Pixels:
+        """A view of (H, W, 3) pixels, right side up."""
+        if self.transpose:
+            pixels = pixels.transpose(1, 0, 2)
+        return pixels[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+    def coded_box(self, box: Box, height: int, width: int) -> Box:
+        """Where a part of the shown picture (of ``height x width``) lies in the coded one."""
+        top = height - box.top - box.height if self.flip_rows else box.top
+        left = width - box.left - box.width if self.flip_columns else box.left
+        if self.transpose:
+            return Box(left, top, box.width, box.height)
+        return Box(top, left, box.height, box.width)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size and orientation of a frame as coded and as shown."""
+
+    height: int
+    width: int
+    orientation: Orientation
+
+    @classmethod
+    def of(cls, frame: Any, sample_aspect: Fraction) -> Shape:
+        """Shown size: square pixels (the width is stretched), then right side up."""
+        orientation = Orientation.of(frame)
+        height, width = orientation.size(frame.height, max(1, round(frame.width * sample_aspect)))
+        return cls(height, width, orientation)
+
+
+class Painter:
+    """Turns frames into pixels; keeps one scaler for each pair of sizes, as setting one up costs a
+    frame's time.
+    """
+
+    def __init__(self) -> None:
+        self._scalers: dict[tuple[Any, ...], tuple[VideoReformatter, VideoReformatter]] = {}
+        self._cutters: dict[tuple[str, ...], tuple[Graph, Any, Any]] = {}
+
+    def paint(self, frame: Any, shape: Shape, placements: list[Placement], outs: list[Pixels]) -> None:
+        """Write one picture for each placement into its ``out``, uint8 (height, width, 3)."""
+        scaled: dict[tuple[Box, int, int], Pixels] = {}
+        for placement, out in zip(placements, outs, strict=True):
+            how = (placement.source, placement.height, placement.width)
+            if how not in scaled:
+                scaled[how] = shape.orientation.apply(self._scale(frame, shape, *how))
+            crop = placement.crop
+            part = scaled[how][crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+            np.copyto(out, part[:, ::-1] if placement.flip else part)
+
+    def _scale(self, frame: Any, shape: Shape, source: Box, height: int, width: int) -> Pixels:
+        """The part ``source`` of the shown picture as RGB, still oriented as coded."""
+        if (source.height, source.width) != (shape.height, shape.width):
+            box = shape.orientation.coded_box(source, shape.height, shape.width)
+            shown_height, shown_width = shape.orientation.size(shape.height, shape.width)
+            frame = self._cut(frame, _rescaled(box, frame.height / shown_height, frame.width / shown_width))
+        height, width = shape.orientation.size(height, width)
+        key = (frame.width, frame.height, frame.format.name, width, height)
+        if key not in self._scalers:
+            if len(self._scalers) >= 32:
+                self._scalers.clear()
+            self._scalers[key] = VideoReformatter(), VideoReformatter()
+        first, second = self._scalers[key]
+        middle = _SCALED_IN.get(frame.format.name)
+        if middle is not None and (width, height) != (frame.width, frame.height):
+            frame = first.reformat(
+                frame, width, height, middle, interpolation=Interpolation.BILINEAR, threads=1
+            )
+        rgb = second.reformat(frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR, threads=1)
+        return rgb_pixels(rgb)
+
+    def _cut(self, frame: Any, box: Box) -> Any:
+        """A part of a frame, without copying it; even coordinates, so that colour stays on its pixels."""
+        top, left = box.top & ~1, box.left & ~1
+        height = min(frame.height - top, box.height + (box.height & 1))
+        width = min(frame.width - left, box.width + (box.width & 1))
+        source = {
+            "video_size": f"{frame.width}x{frame.height}",
+            "pix_fmt": str(frame.format.name),
+            "colorspace": str(int(frame.colorspace)),
+            "range": str(int(frame.color_range)),
+        }
+        key = (*source.values(), f"{width}:{height}:{left}:{top}")
+        if key not in self._cutters:
+            if len(self._cutters) >= 8:
+                self._cutters.clear()
+            self._cutters[key] = _crop_graph(source, key[-1])
+        _, entry, end = self._cutters[key]
+        entry.push(frame)
+        return end.pull()
+
+
+def rgb_pixels(frame: Any) -> Pixels:
+    """A view of an rgb24 frame's pixels, uint8 (height, width, 3)."""
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, np.uint8)[: frame.height * plane.line_size].reshape(
+        frame.height, plane.line_size
+    )
+    pixels: Pixels = rows[:, : frame.width * 3].reshape(frame.height, frame.width, 3)
+    return pixels
+
+
+def _rescaled(box: Box, vertical: float, horizontal: float) -> Box:
+    """A box of the square-pixel picture in the coded one."""
+    top, left = int(box.top * vertical), int(box.left * horizontal)
+    return Box(top, left, max(1, round(box.height * vertical)), max(1, round(box.width * horizontal)))
+
+
+def _crop_graph(source: dict[str, str], part: str) -> tuple[Graph, Any, Any]:
+    graph = Graph()
+    graph.threads = 1
+    entry = graph.add("buffer", time_base="1/1000", pixel_aspect="1/1", **source)
+    crop = graph.add("crop", part)
+    end = graph.add("buffersink")
+    graph.link_nodes(entry, crop, end)
+    graph.configure()
+    return graph, entry, end
