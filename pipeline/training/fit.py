@@ -58,8 +58,8 @@ class Progress:
     restarts: int = -1
     first_step: int = 0
     figures: dict[str, float] = field(default_factory=dict)
-    stall: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
+    stall_s: float = 0.0
+    steps_s: float = 0.0
 
 
 def fit(prepared: Prepared) -> dict[str, Any]:
@@ -121,9 +121,10 @@ def _params(prepared: Prepared) -> dict[str, object]:
 
 
 def _initial_model(prepared: Prepared) -> str:
-    """URI of the weights that step 0 starts from; made once, so that a resume starts from the same."""
+    """Folder of the weights that step 0 starts from; made once, so that a resume starts from the same."""
     request = prepared.request
-    target = storage.join(request.out, INITIAL, "model.safetensors")
+    folder_uri = storage.join(request.out, INITIAL)
+    target = storage.join(folder_uri, "model.safetensors")
     if prepared.record is None or not storage.exists(target, request.options):
         torch.manual_seed(request.recipe.seed)
         model = ViViT(prepared.config)
@@ -131,7 +132,7 @@ def _initial_model(prepared: Prepared) -> str:
             bundle = ModelBundle(model, prepared.examples.labels, prepared.spec, request.recipe.multilabel)
             path = bundle.save(folder)
             storage.upload_file(path, target, request.options)
-    return target
+    return folder_uri
 
 
 def _metadata(prepared: Prepared) -> dict[str, Any]:
@@ -167,10 +168,9 @@ def _job(prepared: Prepared, resources: Resources, board: Any) -> TrainJob:
         targets=ray.put(prepared.examples.targets),
         feed=feed,
         initial=_initial_model(prepared),
+        train_rows=len(prepared.examples),
         board=board,
         metadata=_metadata(prepared),
-        total_steps=prepared.total_steps,
-        warmup_steps=prepared.warmup_steps,
         watch_nodes=len(ray.nodes()) > 1,
     )
 
@@ -263,7 +263,7 @@ def _hear(board: Any, progress: Progress, tracker: Tracker, line: ProgressLine) 
     for record in records:
         if record["kind"] == "start":
             progress.restarts += 1
-            line.done = progress.step = record["step"]
+            line.done = progress.step = progress.first_step = record["step"]
         elif record["kind"] == "step":
             _hear_step(record, progress, tracker, line)
         elif record["kind"] == "end":
@@ -274,8 +274,9 @@ def _hear_step(record: Record, progress: Progress, tracker: Tracker, line: Progr
     figures: dict[str, float] = record["figures"]
     progress.step, progress.figures = record["step"], figures
     progress.failed += record["failed"]
-    progress.stall.append(figures["data_stall"] * figures["step_s"])
-    progress.rates.append(figures["step_s"])
+    if progress.step > progress.first_step + 1:  # the first batch is the wait for the stream to start
+        progress.stall_s += figures["data_stall"] * figures["step_s"]
+        progress.steps_s += figures["step_s"]
     tracker.log_metrics({f"train/{name}": value for name, value in figures.items()}, record["step"])
     line.advance(
         1,
@@ -321,11 +322,10 @@ def _publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
 
 
 def _figures(progress: Progress, seconds: float) -> dict[str, Any]:
-    spent_s = sum(progress.rates)
     return {
         "loss": progress.figures.get("loss"),
         "clips_per_s": progress.figures.get("clips_per_s"),
-        "data_stall": sum(progress.stall) / spent_s if spent_s else None,
+        "data_stall": progress.stall_s / progress.steps_s if progress.steps_s else None,
         "failed_clips": progress.failed,
         "restarts": max(progress.restarts, 0),
         "seconds": round(seconds, 1),

@@ -1,19 +1,18 @@
 """The training loop of one rank.
 
-A step: micro-batches forward and backward, one all-reduce of the gradients, the division by the global sum of
-weights, clipping, the update. All ranks do the same steps, because the plan fixes their number and the
+A step: micro-batches forward and backward, one all-reduce of the gradients, the division by the global sum
+of weights, clipping, the update. All ranks do the same steps, because the plan fixes their number and the
 totals that decide anything (stop, preemption, too many failed clips) are reduced before they are looked at.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -27,6 +26,7 @@ from pipeline.training.board import Poster
 from pipeline.training.checkpoint import CheckpointWriter
 from pipeline.training.examples import Targets
 from pipeline.training.feed import FeedConfig, micro_batches
+from pipeline.training.forward import Forward, failed_rows
 from pipeline.training.recipe import Recipe
 from pipeline.training.state import TrainState
 
@@ -40,20 +40,19 @@ JUDGED_CLIPS = 64
 class TrainJob:
     """All that a rank needs to know; small, as it travels to every rank.
 
-    ``targets`` lie in the object store. ``initial`` is the model file that step 0 starts from.
-    ``watch_nodes``: nodes may be taken away, with notice.
+    ``targets`` lie in the object store. ``initial`` is the folder of the model that step 0 starts from.
+    ``metadata`` goes into every model file. ``watch_nodes``: nodes may be taken away, with notice.
     """
 
     recipe: Recipe
     spec: ClipSpec
     labels: dict[str, list[str]]
     targets: ray.ObjectRef[Targets]
+    train_rows: int
     feed: FeedConfig
     initial: str
     board: Any
     metadata: dict[str, Any]
-    total_steps: int
-    warmup_steps: int
     watch_nodes: bool = False
 
 
@@ -75,17 +74,24 @@ class Totals:
     stop: float = 0.0
     look_for_preemption: float = 0.0
 
-    def reduced(self, device: torch.device) -> Tensor:
-        """The global sums, float64."""
-        values = torch.tensor(list(vars(self).values()), dtype=torch.float64, device=device)
+    def reduced(self, sums: Tensor) -> Tensor:
+        """Global sums, float64 on the device; ``sums`` are this rank's first three fields."""
+        rest = torch.tensor(list(vars(self).values())[3:], dtype=torch.float64)
+        values = torch.cat([sums.double(), rest.to(sums.device, non_blocking=True)])
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(values)
         return values
 
-    @classmethod
-    def of(cls, values: Tensor) -> Totals:
-        """Read reduced sums; waits for the device."""
-        return cls(*values.tolist())
+
+@dataclass
+class Pending:
+    """A step that was launched. Its totals are read one step later: a GPU never waits for the host."""
+
+    step: int
+    totals: Tensor
+    norm: Tensor
+    lr: float
+    seconds: float
 
 
 class Rank:
@@ -96,84 +102,85 @@ class Rank:
         self.job, self.recipe = job, job.recipe
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        _use_cores(context.get_local_world_size())
         self.shape: BatchShape = job.feed.shape(self.world)
-        self.targets: Targets = ray.get(job.targets)
         self.state = TrainState.start(job, self.device)
+        self.forward = Forward(self.recipe, self.state.model.config, ray.get(job.targets), self.device)
         self.poster = Poster(job.board)
         self.writer = CheckpointWriter(job.feed.checkpoints) if self.rank == 0 else None
-        self.seen = self.failed = 0.0
         self.saved_step = self.state.step or -1
+        self.seen = self.failed = 0.0
         self._asked_s = time.monotonic()
 
     def run(self) -> None:
         """Train to the last step, or to the step at which all ranks agree to stop."""
         self._post(kind="start", step=self.state.step, world=self.world, device=str(self.device))
-        batches = micro_batches(self.recipe.prefetch)
-        outcome = "done"
-        for step in range(self.state.step, self.job.total_steps):
-            started_s = time.monotonic()
-            totals, norm = self._step(step, batches)
-            seconds = time.monotonic() - started_s
-            self._report(step, totals, norm, seconds)
-            outcome = self._verdict(totals)
-            last = step + 1 == self.job.total_steps or outcome != "done"
-            if last or (step + 1) % self.recipe.checkpoint_every == 0:
-                self._save()
-            if outcome != "done":
-                break
-            self._heed_preemption(totals)
+        outcome = self._steps()
+        if self.state.step > 0:
+            self._save()
         if self.writer:
             self.writer.close()
         self._post(kind="end", step=self.state.step, outcome=outcome)
         self.poster.flush()
 
+    def _steps(self) -> str:
+        """Do the steps that are left; returns ``done``, or why the ranks stopped before the end."""
+        batches = micro_batches(self.recipe.prefetch)
+        before: Pending | None = None
+        outcome = "done"
+        for step in range(self.state.step, self.job.feed.total_steps):
+            now = self._step(step, batches)
+            outcome = self._settle(before) if before else "done"
+            before = now
+            if outcome != "done":
+                break
+            if (step + 1) % self.recipe.checkpoint_every == 0:
+                self._save()
+        final = self._settle(before) if before else "done"
+        at_end = self.state.step == self.job.feed.total_steps
+        return "done" if at_end else outcome if outcome != "done" else final
+
     # ---- one step
 
-    def _step(self, step: int, batches: Iterator[Batch]) -> tuple[Totals, float]:
-        self.state.schedule(step)
-        mine = Totals()
+    def _step(self, step: int, batches: Iterator[Batch]) -> Pending:
+        started_s = time.monotonic()
+        lr, mine, mix = self.state.begin(step), Totals(), self.forward.mix_of(step)
+        sums = torch.zeros(3, device=self.device)
         for part in range(self.recipe.accumulate):
             waited_s = time.monotonic()
             batch = next(batches)
             mine.wait_s += time.monotonic() - waited_s
-            self._check_place(batch, step, part)
-            with self._synchronised(part == self.recipe.accumulate - 1):
-                self._micro_step(step, part, batch, mine)
+            count = self._place(batch, step, part)
+            mine.failed += failed_rows(batch, count)
+            mine.decode_s += float(batch["decode_s"][:count].sum())
+            # Drop-out and stochastic depth draw from the place in the run, so that a resumed run draws the same.
+            torch.manual_seed(seed_of("step", self.recipe.seed, step, part, self.rank))
+            with self.state.parallel.synchronised(part == self.recipe.accumulate - 1):
+                with self.state.autocast():
+                    found = self.forward(self.state.parallel.module, batch, count, mix)
+                # Ranks average; the sum over all ranks, divided by the batch, is what we are after.
+                self.state.backward(found[0] * (self.world / self.recipe.batch))
+            sums += found.detach()
         self._wish(mine)
-        totals = mine.reduced(self.device)
-        norm = self.state.update(self.recipe.batch / totals[1])
-        return Totals.of(totals), norm
+        totals = mine.reduced(sums)
+        # 1 but for clips that failed; where all did, no gradient at all rather than 0/0.
+        factor = torch.where(totals[1] > 0, self.recipe.batch / totals[1], 0.0)
+        norm = self.state.update(factor)
+        return Pending(step, totals, norm, lr, time.monotonic() - started_s)
 
-    def _micro_step(self, step: int, part: int, batch: Batch, mine: Totals) -> None:
-        start, stop = self.shape.bounds(part * self.world + self.rank)
-        count = stop - start
-        weight = torch.tensor(batch["weight"][:count], device=self.device)
-        index = batch["index"][:count]
-        tubelets = torch.tensor(batch["tubelets"][:count], device=self.device)
-        targets = {
-            head: torch.tensor(values[index], device=self.device) for head, values in self.targets.items()
-        }
-        # Drop-out and stochastic depth: a function of the place in the run, so a resumed run draws the same.
-        torch.manual_seed(seed_of("step", self.recipe.seed, step, part, self.rank))
-        loss, correct = self.state.loss(tubelets, targets, weight)
-        # DDP averages over ranks; the sum over all ranks divided by the batch is what we are after.
-        self.state.backward(loss * (self.world / self.recipe.batch))
-        mine.loss += float(loss.detach())
-        mine.weight += float(weight.sum())
-        mine.correct += float(correct)
-        mine.failed += count - float(np.count_nonzero(batch["weight"][:count]))
-        mine.decode_s += float(batch["decode_s"][:count].sum())
+    def _place(self, batch: Batch, step: int, part: int) -> int:
+        """Rows of the micro-batch that are not filling, after a look at whether it is the one that was due.
 
-    def _check_place(self, batch: Batch, step: int, part: int) -> None:
-        """Wrong rows must never train silently: the stream deals out what the plan says, or the run fails."""
-        expected = (step, part * self.world + self.rank, self.shape.rows)
+        Raises:
+            RuntimeError: it is not: wrong rows must never train silently.
+        """
+        place = part * self.world + self.rank
         found = (int(batch["step"][0]), int(batch["part"][0]), len(batch["step"]))
-        if found != expected:
-            raise RuntimeError(f"the stream dealt (step, part, rows) {found} where {expected} was due")
-
-    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are all-reduced once a step, in the backward pass of the last micro-batch."""
-        return nullcontext() if last else self.state.no_sync()
+        if found != (step, place, self.shape.rows):
+            due = (step, place, self.shape.rows)
+            raise RuntimeError(f"the stream dealt (step, part, rows) {found} where {due} was due")
+        start, stop = self.shape.bounds(place)
+        return stop - start
 
     # ---- what the ranks agree on
 
@@ -185,43 +192,46 @@ class Rank:
             mine.look_for_preemption = 1.0
             self._asked_s = time.monotonic()
 
-    def _verdict(self, totals: Totals) -> str:
-        """``done`` to go on; else why all ranks stop after this step."""
-        if totals.stop:
-            return "stopped"
+    def _settle(self, pending: Pending) -> str:
+        """Look at a step's totals, the same on all ranks: report them, say whether to go on (``done``)."""
+        totals = Totals(*pending.totals.tolist())
+        self._report(pending, totals)
+        if totals.look_for_preemption and ray.train.get_preemption_info() is not None:
+            # Ray Train will start the ranks anew elsewhere, and counts no failure.
+            self._save()
+            if self.writer:
+                self.writer.wait()
         self.seen += self.recipe.batch
         self.failed += totals.failed
         if self.seen >= JUDGED_CLIPS and self.failed > self.recipe.max_error_rate * self.seen:
             return "too many errors"
-        return "done"
-
-    def _heed_preemption(self, totals: Totals) -> None:
-        """Save before a node goes; Ray Train restarts the ranks elsewhere and counts no failure."""
-        if totals.look_for_preemption and ray.train.get_preemption_info() is not None:
-            self._save()
-            if self.writer:
-                self.writer.wait()
+        return "stopped" if totals.stop else "done"
 
     # ---- what rank 0 tells and keeps
 
-    def _report(self, step: int, totals: Totals, norm: float, seconds: float) -> None:
-        weight = max(totals.weight, 1e-12)
+    def _report(self, pending: Pending, totals: Totals) -> None:
+        weight, seconds = max(totals.weight, 1e-12), pending.seconds
         figures = {
             "loss": totals.loss / weight,
-            "accuracy": totals.correct / weight,
-            "lr": self.state.lr,
-            "grad_norm": norm,
+            "lr": pending.lr,
+            "grad_norm": float(pending.norm),
             "clips_per_s": self.recipe.batch / seconds,
             "data_stall": totals.wait_s / self.world / seconds,
             "step_s": seconds,
             "decode_s_per_clip": totals.decode_s / self.recipe.batch,
         }
-        self._post(kind="step", step=step + 1, figures=figures, failed=int(totals.failed))
+        if not self.recipe.multilabel and not self.recipe.augment.mixup and not self.recipe.augment.cutmix:
+            figures["accuracy"] = totals.correct / weight
+        if self.device.type == "cuda":
+            figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self._post(kind="step", step=pending.step + 1, figures=figures, failed=int(totals.failed))
 
     def _save(self) -> None:
         if self.state.step == self.saved_step:
             return
         self.saved_step = self.state.step
+        if self.writer is None and not self.state.parallel.sharded:
+            return
         write = self.state.snapshot()
         if self.writer:
             self.writer.save(self.state.step, write)
@@ -230,3 +240,11 @@ class Rank:
     def _post(self, **record: Any) -> None:
         if self.rank == 0:
             self.poster.post(record)
+
+
+def _use_cores(local_ranks: int) -> None:
+    """Share the machine's cores among its ranks; Ray would give each as many threads as it reserved CPUs."""
+    if "TUBELET_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["TUBELET_THREADS"]))
+    elif not torch.cuda.is_available():
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
