@@ -117,7 +117,8 @@ class ModelBundle:
         ``tubelets``: uint8 ``(n, V, tokens, t*h*w*3)``. ``batch``: views in one forward pass.
         """
         n, v = tubelets.shape[:2]
-        flat = torch.from_numpy(np.ascontiguousarray(tubelets.reshape(n * v, *tubelets.shape[2:])))
+        # "W": what Ray hands out is read-only, and torch wants memory that it might write.
+        flat = torch.from_numpy(np.require(tubelets.reshape(n * v, *tubelets.shape[2:]), None, "CW"))
         device = next(self.model.parameters()).device
         parts = [self._heads(self.model(part.to(device))) for part in torch.split(flat, batch)]
         return {
@@ -127,7 +128,7 @@ class ModelBundle:
 
     def probabilities(self, logits: Mapping[str, Floats]) -> dict[str, Floats]:
         """Softmax, or sigmoid where a video has several labels, of each head."""
-        found = {head: torch.from_numpy(np.asarray(values)) for head, values in logits.items()}
+        found = {head: torch.tensor(np.asarray(values)) for head, values in logits.items()}
         act = torch.sigmoid if self.multilabel else lambda x: torch.softmax(x, -1)
         return {head: act(values).numpy() for head, values in found.items()}
 

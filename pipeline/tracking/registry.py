@@ -133,10 +133,6 @@ def resolve_model(uri: str, tracking_uri: str | None = None) -> tuple[Path, Mode
     client = client_for(tracking_uri)
     try:
         link = _resolve(client, uri)
-        if link.model_id is None:
-            raise UserError(
-                f"{uri} names no logged model: write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID"
-            )
         return _download(client, link, tracking_uri), link
     except MlflowException as error:
         reason = str(error).splitlines()[0]
@@ -154,12 +150,13 @@ def model_link(uri: str, run_id: str | None, tracking_uri: str | None) -> ModelL
         found = client.search_model_versions(f"run_id='{run_id}'")
         if found:
             newest = max(found, key=lambda one: int(one.version))
-            return ModelLink(uri, run_id, newest.name, str(newest.version), newest.model_id)
+            return _of_version(uri, newest)
     return link
 
 
 def _save_pyfunc(bundle: Path, target: Path, logged: Any, run_id: str) -> None:
     import mlflow
+    import pandas as pd
     from mlflow.models import Model
 
     root = Path(pipeline.__file__).parent
@@ -175,6 +172,7 @@ def _save_pyfunc(bundle: Path, target: Path, logged: Any, run_id: str) -> None:
         artifacts={"weights": str(weights)},
         code_paths=[str(code)],
         signature=_signature(),
+        input_example=pd.DataFrame({"uri": ["s3://bucket/path/video.mp4"]}),
         pip_requirements=[f"{name}=={found}" for name in _REQUIREMENTS if (found := _version(name))],
         mlflow_model=Model(
             artifact_path=logged.artifact_location,
@@ -188,7 +186,7 @@ def _save_pyfunc(bundle: Path, target: Path, logged: Any, run_id: str) -> None:
 def _signature() -> Any:
     """In: a column ``uri`` of videos. Out: label, score, topk_labels, topk_scores, error."""
     from mlflow.models import ModelSignature
-    from mlflow.types import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     inputs = Schema([ColSpec(DataType.string, "uri")])
     outputs = Schema(
@@ -255,32 +253,50 @@ def _of_run(client: Any, uri: str, run_id: str, name: str) -> ModelLink:
         raise UserError(f"the run {run_id} has no model: train it to the end, or give its --out folder")
     found = client.search_model_versions(f"run_id='{run_id}'")
     for one in found:
-        if one.model_id == models[-1].model_id:
+        if _model_id(one) == models[-1].model_id:
             return _of_version(uri, one)
     return ModelLink(uri, run_id, None, None, models[-1].model_id)
 
 
 def _of_version(uri: str, found: Any) -> ModelLink:
-    return ModelLink(uri, found.run_id, found.name, str(found.version), found.model_id)
+    return ModelLink(uri, found.run_id, found.name, str(found.version), _model_id(found))
+
+
+def _model_id(found: Any) -> str | None:
+    """The logged model behind a version: its own field, or its source ``models:/m-…`` (as the SQL store has it)."""
+    source = str(found.source or "")
+    return found.model_id or (source.removeprefix("models:/") if source.startswith("models:/m-") else None)
 
 
 def _download(client: Any, link: ModelLink, tracking_uri: str) -> Path:
-    name = hashlib.blake2b(f"{tracking_uri} {link.model_id}".encode(), digest_size=10).hexdigest()
-    target = cache_folder() / name
-    if not (target / MODEL_FILE).exists():
-        import mlflow
-
+    name = f"{tracking_uri} {link.model_id or link.identity}"
+    target = cache_folder() / hashlib.blake2b(name.encode(), digest_size=10).hexdigest()
+    # A logged model's id is unique for ever; the number of a version is not, where a database was made anew.
+    if not (link.model_id and (target / MODEL_FILE).exists()):
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            location = client.get_logged_model(link.model_id).artifact_location
-            got = mlflow.artifacts.download_artifacts(
-                artifact_uri=location, dst_path=folder, tracking_uri=tracking_uri
-            )
-            files = sorted(Path(got).rglob(MODEL_FILE))
-            if not files:
-                raise UserError(f"{link.uri} holds no {MODEL_FILE}: tubelet did not log that model")
-            files[0].replace(target / MODEL_FILE)
+            _fetch_weights(client, link, tracking_uri, Path(folder)).replace(target / MODEL_FILE)
     return target
+
+
+def _fetch_weights(client: Any, link: ModelLink, tracking_uri: str, folder: Path) -> Path:
+    """Download the one file that matters of a logged model."""
+    import mlflow
+
+    if link.model_id:
+        location = client.get_logged_model(link.model_id).artifact_location
+    else:
+        location = client.get_model_version_download_uri(link.name, link.version)
+    for place in (f"artifacts/weights/{MODEL_FILE}", MODEL_FILE):
+        with suppress(Exception):
+            return Path(
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=f"{location.rstrip('/')}/{place}",
+                    dst_path=str(folder),
+                    tracking_uri=tracking_uri,
+                )
+            )
+    raise UserError(f"{link.uri} has no {MODEL_FILE} that can be read at {location}: did tubelet log it?")
 
 
 def cache_folder() -> Path:

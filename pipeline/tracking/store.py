@@ -29,6 +29,7 @@ def client_for(uri: str) -> Any:
     """An ``MlflowClient`` that gives up on a dead server in seconds; our spool does the waiting."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
     # The making of its tables is no news to the person at the terminal.
