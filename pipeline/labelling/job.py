@@ -1,0 +1,318 @@
+"""The labelling job: manifest minus what is published, through Ray Data, into the exactly-once sink."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+
+from pipeline.config import Settings, UserError
+from pipeline.corpus import storage
+from pipeline.corpus.index import IndexConfig, index_corpus
+from pipeline.corpus.lock import OutputLock
+from pipeline.corpus.manifest import is_manifest, read_manifest
+from pipeline.corpus.storage import StorageOptions
+from pipeline.labelling.bundles import Answers, LoadedModels, row_shape, ship
+from pipeline.labelling.guard import WINDOW, ErrorGuard, too_many_errors
+from pipeline.labelling.output import OutputFiles, claim
+from pipeline.labelling.plan import MAX_MODELS, Plan, encode_requests, make_plan, read_requests
+from pipeline.labelling.report import Report, Summary, Tally, summarise
+from pipeline.labelling.schema import ERROR, EmbeddingType, table_of
+from pipeline.labelling.sink import PredictionSink, part_name, part_numbers
+from pipeline.labelling.stream import Layout, cells, label_stream, lay_out
+from pipeline.labelling.windows import INTERVAL_COLUMNS, Windows, intervals_table
+from pipeline.labelling.workers import DecodeJob
+from pipeline.models import ModelBundle
+from pipeline.progress import ProgressLine
+
+# What may have been the machine's or the store's fault: tried a second time at the end, before it becomes a
+# row.
+TRANSIENT = frozenset({"io_error", "crash", "timeout", "out_of_memory"})
+INTERVALS = "_intervals/intervals.parquet"
+
+
+class LabelConfig(Settings):
+    """What to label, by which models, and where the rows go."""
+
+    source: str
+    models: tuple[str, ...]
+    out: str
+    include: str | None = None
+    topk: Annotated[int, Field(ge=1)] = 5
+    scores: bool = False
+    embeddings: EmbeddingType | None = None
+    views: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
+    windows: Windows | None = None
+    max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.2
+    retry_errors: bool = False
+    new_version: bool = False
+    workers: Annotated[int, Field(ge=1)] | None = None
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    anonymous: bool = False
+    tracking_uri: str | None = None
+    experiment: str = "tubelet"
+
+    @model_validator(mode="after")
+    def _check(self) -> LabelConfig:
+        if not 1 <= len(self.models) <= MAX_MODELS:
+            raise ValueError(f"between 1 and {MAX_MODELS} models can be given in one job: set --model")
+        return self
+
+
+class LabelJob:
+    """One run of ``tubelet label``."""
+
+    def __init__(self, config: LabelConfig) -> None:
+        self.config = config
+        self.options = StorageOptions(anonymous=config.anonymous)
+        self.out = storage.normalise_uri(config.out)
+
+    def run(self, start_ray: Callable[[], None]) -> Summary:
+        """Label what is left. ``start_ray`` is called once there is something to do.
+
+        Raises:
+            UserError: a bad input, an output of something else or in use, too many failures.
+        """
+        with OutputLock(self.out, job="tubelet label") as lock:
+            prepared = self.prepare(lock.check)
+            if not prepared.plan.work:
+                return summarise(prepared, Tally(), 0.0, None)
+            start_ray()
+            return Run(self.config, prepared).go()
+
+    def describe(self) -> str:
+        """What :meth:`run` would do; writes nothing.
+
+        Raises:
+            UserError: the source or a model is not there.
+        """
+        source, options = self.config.source, self.options
+        models = LoadedModels.load(self.config.models, self.config.tracking_uri, options)
+        names = ", ".join(bundle.identity for bundle in models.bundles)
+        if not is_manifest(source, options):
+            count = sum(1 for _ in storage.list_objects(source, options, self.config.include))
+            return f"would index {count} objects of {source}, and label with {names} into {self.out}"
+        manifest = read_manifest(source, ["key", "etag", "status"], options=options)
+        return f"would label {manifest.num_rows} objects of {source} with {names} into {self.out}"
+
+    def prepare(self, check_owner: Callable[[], None]) -> Prepared:
+        """Everything before the first video: manifest, models, outputs, plan."""
+        config = self.config
+        models = LoadedModels.load(config.models, config.tracking_uri, self.options)
+        manifest = self._manifest()
+        answers = Answers(config.topk, config.scores, config.embeddings)
+        root = OutputFiles(self.out, self.options, check_owner)
+        sampling = [_sampling(models, number, config) for number in range(len(models.bundles))]
+        outputs = [OutputFiles(uri, self.options, check_owner) for uri in self._sub_outputs(models)]
+        sinks = []
+        for number, files in enumerate(outputs):
+            bundle = models.bundles[number]
+            claim(files, _description(config, bundle, sampling[number]), new_version=config.new_version)
+            sinks.append(PredictionSink(files, row_shape(bundle, answers).schema()))
+        plan = make_plan(
+            manifest,
+            [sink.published for sink in sinks],
+            root,
+            "_plan",
+            windows=config.windows,
+            retry_errors=config.retry_errors,
+        )
+        return Prepared(models, sampling, answers, root, sinks, plan, manifest)
+
+    def _manifest(self) -> pa.Table:
+        source = self.config.source
+        if not is_manifest(source, self.options):
+            made = storage.join(self.out, "_manifest")
+            update = storage.exists(made, self.options)
+            include = self.config.include
+            index_corpus(
+                IndexConfig(src=source, out=made, include=include, update=update, options=self.options)
+            )
+            source = made
+        elif self.config.include is not None:
+            raise UserError(
+                "--include selects from a bucket or folder; a manifest already says what there is"
+            )
+        table = read_manifest(source, options=self.options)
+        if not table.num_rows:
+            raise UserError(f"{self.config.source} holds no videos: check the path and --include")
+        return table
+
+    def _sub_outputs(self, models: LoadedModels) -> list[str]:
+        if len(models.bundles) == 1:
+            return [self.out]
+        return [storage.join(self.out, name) for name in models.names]
+
+
+@dataclass
+class Prepared:
+    """A job that is ready to start."""
+
+    models: LoadedModels
+    sampling: list[str]
+    answers: Answers
+    root: OutputFiles
+    sinks: list[PredictionSink]
+    plan: Plan
+    manifest: pa.Table
+
+
+class Run:
+    """The part of the job that decodes."""
+
+    def __init__(self, config: LabelConfig, prepared: Prepared) -> None:
+        self.config, self.prepared = config, prepared
+        self.guard = ErrorGuard(config.max_error_rate)
+        requests = prepared.plan.requests
+        self._seen = [np.zeros(requests, np.bool_) for _ in prepared.sinks]
+        self._again: dict[int, int] = {}
+        self._second = False
+
+    def go(self) -> Summary:
+        """Label what is planned, publish it, tell MLflow."""
+        import ray
+
+        prepared = self.prepared
+        self._check_known_errors()
+        decode = DecodeJob(prepared.models.specs, self.config.views, prepared.root.options)
+        layout = lay_out(
+            ray.cluster_resources(),
+            decode,
+            prepared.plan.requests,
+            workers=self.config.workers,
+            gpus=self.config.gpus,
+            largest_pixels=prepared.plan.largest_pixels,
+        )
+        self.report = Report.start(self.config, prepared, layout)
+        try:
+            self._publish_known_errors()
+            self._label(decode, layout)
+            self._after()
+        except BaseException as error:
+            self.report.stop(error)
+            raise
+        return self.report.summary
+
+    def _label(self, decode: DecodeJob, layout: Layout) -> None:
+        prepared, total = self.prepared, self.prepared.plan.requests
+        models = ship(prepared.models.jobs(prepared.sampling, prepared.answers), prepared.models.bundles)
+        shards = list(prepared.plan.shards)
+        try:
+            with ProgressLine("label", total, "videos") as progress:
+                while shards:
+                    stream = label_stream(shards, prepared.root, decode, models, layout, clips=total)
+                    for number, rows in cells(stream):
+                        taken = self._take(number, rows)
+                        if number == 0:
+                            progress.advance(taken, errors=self.report.errors)
+                    shards = [] if self._second else self._second_pass()
+        finally:
+            # Also after a failure: what is done is published, so that the next run need not do it again.
+            for sink in prepared.sinks:
+                sink.close()
+
+    def _take(self, number: int, rows: pa.Table) -> int:
+        """Hand new rows to the sink; returns how many there were."""
+        fresh = rows.filter(pa.array(self._fresh(number, rows)))
+        if fresh.num_rows:
+            self.prepared.sinks[number].add(fresh)
+            self.report.add(number, fresh)
+        return int(fresh.num_rows)
+
+    def _fresh(self, number: int, rows: pa.Table) -> list[bool]:
+        """Which rows count: not those that came before, nor first failures that deserve another try."""
+        keep = []
+        columns = ("request", "status", "error_code", "error")
+        for place, status, code, reason in zip(*(rows[c].to_pylist() for c in columns), strict=True):
+            keep.append(not self._seen[number][place])
+            if not keep[-1]:
+                continue
+            if number == 0 and not self._second:
+                self.guard.see(code if status == ERROR else None, reason)
+            if status == ERROR and code in TRANSIENT and not self._second:
+                self._again[place] = self._again.get(place, 0) | 1 << number
+                keep[-1] = False
+            else:
+                self._seen[number][place] = True
+        return keep
+
+    def _second_pass(self) -> list[str]:
+        """Write the requests that failed in passing as a plan of their own; returns its shards."""
+        self._second = True
+        if not self._again:
+            return []
+        root, name = self.prepared.root, "_plan/again.parquet"
+        rows: list[dict[str, Any]] = []
+        for shard in self.prepared.plan.shards:
+            for row in read_requests(root.read(shard)).to_pylist():
+                if row["request"] in self._again:
+                    rows.append(row | {"models": self._again[row["request"]]})
+        root.write(name, encode_requests(rows))
+        return [name]
+
+    def _check_known_errors(self) -> None:
+        plan, limit = self.prepared.plan, self.config.max_error_rate
+        known = plan.known_errors
+        if plan.work >= WINDOW and len(known) > limit * plan.work:
+            reasons = Counter(str(row["error_code"]) for row in known)
+            examples = {str(row["error_code"]): str(row["error"]) for row in reversed(known)}
+            raise too_many_errors(len(known), plan.work, reasons, examples, limit)
+
+    def _publish_known_errors(self) -> None:
+        """Rows for what the index already found broken: no need to fetch it again."""
+        for number, sink in enumerate(self.prepared.sinks):
+            bundle = self.prepared.models.bundles[number]
+            origin = {"views": 0, "model": bundle.identity, "sampling": self.prepared.sampling[number]}
+            rows = [row | origin for row in self.prepared.plan.known_errors if row["models"] >> number & 1]
+            if rows:
+                table = table_of(rows, sink.schema)
+                sink.add(table)
+                self.report.add(number, table)
+
+    def _after(self) -> None:
+        """Everything is published; what follows from it, and the summary."""
+        if self.config.windows is not None:
+            for sink in self.prepared.sinks:
+                write_intervals(sink.files)
+        for shard in [*self.prepared.plan.shards, "_plan/again.parquet"]:
+            storage.delete(self.prepared.root.path(shard), self.prepared.root.options)
+        self.report.finish()
+        tally = self.report.tallies[0]
+        failures = {code: count for code, count in tally.reasons.items() if code != "partial"}
+        self.guard.judge(tally.ok + tally.errors, failures, tally.examples)
+        self.report.close()
+
+
+def write_intervals(files: OutputFiles) -> None:
+    """Merge the windows at the root of ``files`` into ``_intervals/intervals.parquet``, replaced whole."""
+    numbers = part_numbers(files.names())
+    table = intervals_table(files.read_table(part_name(number), INTERVAL_COLUMNS) for number in numbers)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    files.write(INTERVALS, buffer.getvalue())
+
+
+def _sampling(models: LoadedModels, number: int, config: LabelConfig) -> str:
+    """One word for the rows: what of a video the model saw."""
+    clip = models.bundles[number].clip
+    views = "x".join(map(str, config.views))
+    window = "" if config.windows is None else f" {config.windows}"
+    return f"{clip.sampling} of {clip.resize_side} views={views}{window}"
+
+
+def _description(config: LabelConfig, bundle: ModelBundle, sampling: str) -> dict[str, Any]:
+    """What an output holds; rows of another description never lie beside it."""
+    return {
+        "model": bundle.identity,
+        "sampling": sampling,
+        "topk": config.topk,
+        "scores": config.scores,
+        "embeddings": config.embeddings,
+    }

@@ -1,0 +1,181 @@
+"""What is left to do: the manifest's rows without those that the output holds, as small request rows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.labelling.output import OutputFiles
+from pipeline.labelling.published import Published
+from pipeline.labelling.schema import digests
+from pipeline.labelling.windows import Windows
+
+REQUEST_SCHEMA = pa.schema(
+    [
+        ("request", pa.int64()),  # position in the plan; tells a row that came twice
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("etag", pa.string()),
+        ("size", pa.int64()),  # -1: not known
+        ("window", pa.int32()),
+        ("start_s", pa.float64()),  # NaN: the whole video
+        ("end_s", pa.float64()),
+        ("models", pa.int64()),  # bit m: model number m has no row of this content yet
+    ]
+)
+MANIFEST_COLUMNS = [
+    "key",
+    "segment",
+    "uri",
+    "path",
+    "etag",
+    "size",
+    "status",
+    "error_code",
+    "error",
+    "width",
+    "height",
+    "duration_s",
+    "clip_start_s",
+    "clip_end_s",
+]
+# Models are bits of an int64.
+MAX_MODELS = 62
+_SHARD_ROWS = 4096
+
+
+@dataclass
+class Plan:
+    """What a job has to do.
+
+    Attributes:
+        shards: names of the plan's files below the output, each a few thousand requests.
+        requests: rows in them.
+        objects: objects of the manifest (without those that are gone).
+        rows: rows that the output will hold for them, by model.
+        already_done, already_failed: of these, published before, by model; and errors among them.
+        known_errors: tables of manifest rows that the index found broken, still to be published, with
+            ``models``.
+        largest_pixels: pixels of the largest picture among the requests (0: not known).
+    """
+
+    shards: list[str] = field(default_factory=list)
+    requests: int = 0
+    objects: int = 0
+    rows: int = 0
+    already_done: list[int] = field(default_factory=list)
+    already_failed: list[int] = field(default_factory=list)
+    known_errors: list[dict[str, Any]] = field(default_factory=list)
+    largest_pixels: int = 0
+
+    @property
+    def work(self) -> int:
+        """Rows to make in this run (one for all models together)."""
+        return self.requests + len(self.known_errors)
+
+
+def make_plan(
+    manifest: pa.Table,
+    published: Sequence[Published],
+    files: OutputFiles,
+    folder: str,
+    *,
+    windows: Windows | None = None,
+    retry_errors: bool = False,
+) -> Plan:
+    """Compare ``manifest`` with what each model's output holds; write the requests below ``folder``.
+
+    The plan goes through the store and not through Ray's, so that neither the driver nor the object store
+    holds a corpus of any size.
+    """
+    plan = Plan(already_done=[0] * len(published), already_failed=[0] * len(published))
+    keys: set[int] = set()
+    shard: list[dict[str, Any]] = []
+    for rows in _slices(manifest):
+        candidates = list(_candidates(rows, windows))
+        keys.update(digests([row["key"] for row in candidates]).tolist())
+        for row in _left(candidates, published, plan, retry_errors):
+            if row["status"] == "error":
+                plan.known_errors.append(row)
+                continue
+            row["request"] = plan.requests
+            plan.requests += 1
+            plan.largest_pixels = max(plan.largest_pixels, (row["width"] or 0) * (row["height"] or 0))
+            shard.append(row)
+            if len(shard) >= _SHARD_ROWS:
+                _write_shard(plan, shard, files, folder)
+    _write_shard(plan, shard, files, folder)
+    plan.objects = len(keys)
+    return plan
+
+
+def _slices(manifest: pa.Table) -> Iterator[list[dict[str, Any]]]:
+    columns = [name for name in MANIFEST_COLUMNS if name in manifest.column_names]
+    for batch in manifest.select(columns).to_batches(max_chunksize=_SHARD_ROWS):
+        yield batch.to_pylist()
+
+
+def _candidates(rows: list[dict[str, Any]], windows: Windows | None) -> Iterator[dict[str, Any]]:
+    """One request a manifest row, or one a window; segments of one object are its windows."""
+    for row in rows:
+        if row["status"] == "gone":
+            continue
+        row["etag"] = row["etag"] or ""
+        row["size"] = -1 if row["size"] is None else row["size"]
+        start_s, end_s = row.get("clip_start_s"), row.get("clip_end_s")
+        if windows is None or row["status"] == "error":
+            yield row | {"window": row.get("segment") or 0, "start_s": start_s, "end_s": end_s}
+            continue
+        from_s = start_s or 0.0
+        duration_s = (row.get("duration_s") or 0.0 if end_s is None else end_s) - from_s
+        for window, (one_s, two_s) in enumerate(windows.of(duration_s)):
+            yield row | {"window": window, "start_s": from_s + one_s, "end_s": from_s + two_s}
+
+
+def _left(
+    rows: list[dict[str, Any]], published: Sequence[Published], plan: Plan, retry_errors: bool
+) -> Iterator[dict[str, Any]]:
+    """Rows that some model has not published yet, with the bits of these models."""
+    plan.rows += len(rows)
+    places = digests([row["key"] for row in rows], [row["window"] for row in rows])
+    contents = digests([row["etag"] for row in rows])
+    bits: npt.NDArray[np.int64] = np.zeros(len(rows), np.int64)
+    for number, index in enumerate(published):
+        done = index.is_done(places, contents, retry_errors=retry_errors)
+        plan.already_done[number] += int(done.sum())
+        plan.already_failed[number] += int(index.failed[index.locate(places)[done]].sum())
+        bits |= np.where(done, 0, 1 << number)
+    for row, models in zip(rows, bits.tolist(), strict=True):
+        if models:
+            yield row | {"models": models}
+
+
+def _write_shard(plan: Plan, shard: list[dict[str, Any]], files: OutputFiles, folder: str) -> None:
+    if not shard:
+        return
+    name = f"{folder}/shard-{len(plan.shards):06d}.parquet"
+    files.write(name, encode_requests(shard))
+    plan.shards.append(name)
+    shard.clear()
+
+
+def encode_requests(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Request rows as a Parquet file."""
+    columns = {name: [row[name] for row in rows] for name in REQUEST_SCHEMA.names}
+    for name in ("start_s", "end_s"):
+        columns[name] = [float("nan") if value is None else value for value in columns[name]]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=REQUEST_SCHEMA), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_requests(data: bytes) -> pa.Table:
+    """The inverse of :func:`encode_requests`."""
+    return pq.read_table(io.BytesIO(data))

@@ -1,0 +1,204 @@
+"""The review page: one self-contained HTML file with every video as a strip of frames."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline.config import Settings, UserError
+from pipeline.corpus import storage
+from pipeline.corpus.storage import StorageOptions
+from pipeline.labelling.output import OutputFiles
+from pipeline.labelling.schema import ERROR
+from pipeline.labelling.sink import part_name, part_numbers
+from pipeline.labelling.strips import Strip, StripMaker, StripRequest
+from pipeline.progress import ProgressLine
+
+_MAX_ERRORS = 5000
+_BINS = 20
+_HEAVY = ("embedding", "scores")
+
+
+class ReviewConfig(Settings):
+    """What the page shows.
+
+    ``limit``: most videos with pictures (15 to 25 kB each); errors need none and are all listed, up to 5,000.
+    """
+
+    predictions: str
+    out: str
+    limit: Annotated[int, Field(ge=0)] = 1000
+    frames: Annotated[int, Field(ge=1, le=32)] = 8
+    height: Annotated[int, Field(ge=32, le=480)] = 96
+    workers: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
+    anonymous: bool = False
+
+
+@dataclass(frozen=True)
+class ReviewSummary:
+    """What went onto the page."""
+
+    out: str
+    videos: int
+    shown: int
+    errors: int
+    without_frames: int
+    size_bytes: int
+
+
+def review(config: ReviewConfig) -> ReviewSummary:
+    """Make the page of an output of ``tubelet label``.
+
+    Raises:
+        UserError: there are no predictions, or the page cannot be written.
+    """
+    options = StorageOptions(anonymous=config.anonymous)
+    rows = read_predictions(config.predictions, options)
+    good = rows.filter(pa.array([status != ERROR for status in rows["status"].to_pylist()], pa.bool_()))
+    failed = rows.filter(pa.array([status == ERROR for status in rows["status"].to_pylist()], pa.bool_()))
+    # Keys are hashes: the first of them in order are a random sample, the same one each time.
+    shown = good.sort_by([("key", "ascending"), ("window", "ascending")]).slice(0, config.limit)
+    videos = list(_videos(shown, config, options))
+    errors = [_error(row) for row in failed.slice(0, _MAX_ERRORS).to_pylist()]
+    page = render(config, rows, good, videos, errors).encode()
+    storage.write_bytes(config.out, page, options)
+    return ReviewSummary(
+        out=storage.normalise_uri(config.out),
+        videos=good.num_rows,
+        shown=len(videos),
+        errors=failed.num_rows,
+        without_frames=sum(video["strip"] is None for video in videos),
+        size_bytes=len(page),
+    )
+
+
+def read_predictions(uri: str, options: StorageOptions) -> pa.Table:
+    """All rows at the root of an output, without the columns that are large.
+
+    Raises:
+        UserError: there are none.
+    """
+    files = OutputFiles(uri, options)
+    names = [part_name(number) for number in part_numbers(files.names())]
+    if not names:
+        raise UserError(f"no predictions at {files.uri}: give the --out of `tubelet label`")
+    schema = files.read_schema(names[0])
+    columns = [name for name in schema.names if not name.startswith(_HEAVY)]
+    return pa.concat_tables([files.read_table(name, columns) for name in names])
+
+
+def _videos(rows: pa.Table, config: ReviewConfig, options: StorageOptions) -> Iterator[dict[str, Any]]:
+    times = rows["clip_times_s"].to_pylist()
+    uris, etags = rows["uri"].to_pylist(), rows["etag"].to_pylist()
+    requests = [StripRequest(u, e, tuple(t or ())) for u, e, t in zip(uris, etags, times, strict=True)]
+    prefix = _common_folder(uris)
+    with (
+        StripMaker(options, frames=config.frames, height=config.height, workers=config.workers) as maker,
+        ProgressLine("review", rows.num_rows, "videos") as progress,
+    ):
+        for row, strip in zip(rows.to_pylist(), maker.strips(requests), strict=True):
+            progress.advance()
+            yield _video(row, strip, prefix)
+
+
+def _video(row: dict[str, Any], strip: Strip, prefix: str) -> dict[str, Any]:
+    extra = [name.removeprefix("label_") for name in row if name.startswith("label_")]
+    return {
+        "key": row["key"],
+        "window": row["window"],
+        "uri": row["uri"],
+        "path": row["uri"].removeprefix(prefix),
+        "label": row["label"],
+        "score": row["score"],
+        "top": [list(pair) for pair in zip(row["topk_labels"], row["topk_scores"], strict=True)][:5],
+        "start": row["start_s"],
+        "end": row["end_s"],
+        "partial": row["error"] if row["error_code"] else None,
+        "heads": {head: f"{row[f'label_{head}']} {100 * row[f'score_{head}']:.0f} %" for head in extra},
+        "strip": strip.jpeg,
+        "missing": strip.missing,
+    }
+
+
+def _error(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "key": row["key"],
+        "window": row["window"],
+        "uri": row["uri"],
+        "path": row["uri"],
+        "code": row["error_code"] or "error",
+        "reason": row["error"] or "",
+    }
+
+
+def _common_folder(uris: Sequence[str]) -> str:
+    """The folder that all URIs share, which the page need not repeat."""
+    folders = [uri.rpartition("/")[0] for uri in uris]
+    first, last = min(folders, default="").split("/"), max(folders, default="").split("/")
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(part + "/" for part, _ in shared)
+
+
+def render(
+    config: ReviewConfig,
+    rows: pa.Table,
+    good: pa.Table,
+    videos: list[dict[str, Any]],
+    errors: list[dict[str, Any]],
+) -> str:
+    """The page's HTML. All text is escaped, and the page forbids itself anything from outside."""
+    labels = Counter(video["label"] for video in videos)
+    codes = Counter(error["code"] for error in errors)
+    scores = good["score"].drop_null().to_numpy()
+    data = {
+        "videos": videos,
+        "errors": errors,
+        "label_counts": labels.most_common(),
+        "code_counts": codes.most_common(),
+        "histogram": np.histogram(scores, bins=_BINS, range=(0, 1))[0].tolist(),
+    }
+    loader = jinja2.PackageLoader("pipeline.labelling", ".")
+    template = jinja2.Environment(loader=loader, autoescape=True).get_template("review.html.j2")
+    return template.render(
+        title=storage.normalise_uri(config.predictions).rstrip("/").rpartition("/")[2] or "predictions",
+        origin=" · ".join([storage.normalise_uri(config.predictions), *_origins(rows)]),
+        tiles=_tiles(rows, good, scores),
+        notes=list(_notes(good.num_rows, len(videos), rows.num_rows - good.num_rows)),
+        data=data,
+    )
+
+
+def _origins(rows: pa.Table) -> list[str]:
+    pairs = itertools.product(("model", "sampling"), (0,))
+    return [str(rows[name][at].as_py()) for name, at in pairs if rows.num_rows]
+
+
+def _tiles(rows: pa.Table, good: pa.Table, scores: Any) -> list[tuple[str, str]]:
+    failed = rows.num_rows - good.num_rows
+    return [
+        ("Rows", f"{rows.num_rows:,}"),
+        ("Labelled", f"{good.num_rows:,}"),
+        ("Errors", f"{failed:,} ({100 * failed / max(rows.num_rows, 1):.1f} %)"),
+        ("Labels seen", str(len(set(good["label"].to_pylist())))),
+        ("Mean confidence", f"{100 * float(scores.mean()):.1f} %" if len(scores) else "none"),
+        ("Below 50 %", f"{int((scores < 0.5).sum()):,}"),
+    ]
+
+
+def _notes(good: int, shown: int, failed: int) -> Iterator[str]:
+    if shown < good:
+        yield (
+            f"Shown are {shown:,} of {good:,} labelled videos, picked at random; the figures are of all. "
+            "Set --limit to show more."
+        )
+    if failed > _MAX_ERRORS:
+        yield f"Listed are {_MAX_ERRORS:,} of {failed:,} errors."

@@ -1,0 +1,94 @@
+"""The predictions table: primary key ``(key, window)``, one row an object unless windows are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+OK, ERROR = "ok", "error"
+
+EmbeddingType = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """What one model's rows hold beside the columns that all rows have.
+
+    Attributes:
+        heads: number of classes by head; the first one fills ``label``, further ones ``label_<head>`` and
+            so on.
+        scores: all probabilities of each head, a fixed-size list of float32.
+        embedding: element type of the pooled features, or None for no such column.
+        embedding_dim: their length (the model's width).
+    """
+
+    heads: Mapping[str, int] = field(default_factory=lambda: {"label": 1})
+    scores: bool = False
+    embedding: EmbeddingType | None = None
+    embedding_dim: int = 0
+
+    @property
+    def suffixes(self) -> dict[str, str]:
+        """Column suffix by head: none for the first."""
+        return {head: "" if i == 0 else f"_{head}" for i, head in enumerate(self.heads)}
+
+    def schema(self) -> pa.Schema:
+        """The Parquet schema of this model's rows."""
+        fields = [*_WHO]
+        for head, suffix in self.suffixes.items():
+            fields += [
+                pa.field(f"label{suffix}", pa.string()),
+                pa.field(f"score{suffix}", pa.float32()),
+                pa.field(f"topk_labels{suffix}", pa.list_(pa.string())),
+                pa.field(f"topk_scores{suffix}", pa.list_(pa.float32())),
+            ]
+            if self.scores:
+                fields.append(pa.field(f"scores{suffix}", pa.list_(pa.float32(), self.heads[head])))
+        fields += _HOW
+        if self.embedding is not None:
+            kind = pa.float16() if self.embedding == "float16" else pa.float32()
+            fields.append(pa.field("embedding", pa.list_(kind, self.embedding_dim)))
+        return pa.schema(fields)
+
+
+_WHO = (
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("window", pa.int32(), nullable=False),
+    pa.field("uri", pa.string()),
+    pa.field("etag", pa.string()),
+    pa.field("status", pa.string()),
+    pa.field("error_code", pa.string()),
+    pa.field("error", pa.string()),
+)
+_HOW = (
+    pa.field("views", pa.int32()),
+    pa.field("clip_times_s", pa.list_(pa.float64())),
+    # The window's place in the video; null where the row is about the whole of it.
+    pa.field("start_s", pa.float64()),
+    pa.field("end_s", pa.float64()),
+    pa.field("model", pa.string()),
+    pa.field("sampling", pa.string()),
+)
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of exactly ``schema``; absent columns are null."""
+    columns = [pa.array([row.get(name) for row in rows], schema.field(name).type) for name in schema.names]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def digests(*columns: Iterable[object]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """A 64-bit content hash of each row of ``columns`` (uint64 ``(rows,)``).
+
+    Ten million rows collide with probability 3e-6, and 8 bytes a row keep the driver's memory flat.
+    """
+    joined = (
+        "\x00".join(map(str, row)).encode("utf-8", "surrogatepass") for row in zip(*columns, strict=True)
+    )
+    data = b"".join(hashlib.blake2b(item, digest_size=8).digest() for item in joined)
+    return np.frombuffer(data, dtype=np.uint64)

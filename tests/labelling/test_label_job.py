@@ -1,0 +1,248 @@
+"""The job end to end: real videos, a real model, Ray, S3, MLflow."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from labelling_support import (
+    CLASSES,
+    assert_one_row_each,
+    read_rows,
+    read_with_duckdb,
+    tiny_bundle,
+    write_corpus,
+    write_video,
+)
+from support import S3Bucket
+
+from pipeline.config import UserError, load_settings
+from pipeline.corpus import storage
+from pipeline.labelling import LabelConfig, LabelJob, Summary
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+COUNT, BROKEN = 14, (3, 9)
+Label = Callable[..., Summary]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_corpus(tmp_path_factory.mktemp("corpus"), COUNT, BROKEN)
+    write_video(folder / "a folder" / "ä <b>&.mp4", 99)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def label(tracking: str, model: Path) -> Label:
+    """Runs a job."""
+
+    def run(source: str | Path, out: str | Path, **settings: Any) -> Summary:
+        given = {
+            "source": str(source),
+            "out": str(out),
+            "models": (str(model),),
+            "tracking_uri": tracking,
+            "workers": 1,
+        }
+        return LabelJob(load_settings(LabelConfig, given | settings)).run(lambda: None)
+
+    return run
+
+
+def test_every_object_is_one_row_and_again_is_no_work(corpus: Path, tmp_path: Path, label: Label) -> None:
+    summary = label(corpus, tmp_path / "out")
+    rows = read_rows(str(tmp_path / "out"))
+    assert_one_row_each(rows, COUNT + 1)
+    errors = [row for row in rows if row["status"] == "error"]
+    assert sorted(row["uri"][-10:] for row in errors) == ["v00003.mp4", "v00009.mp4"]
+    assert all(row["error_code"] and row["error"] and row["label"] is None for row in errors)
+    good = [row for row in rows if row["status"] == "ok"]
+    assert all(row["label"] == row["topk_labels"][0] for row in good)
+    assert all(sorted(row["topk_labels"]) == sorted(CLASSES) for row in good)
+    assert all(abs(sum(row["topk_scores"]) - 1) < 1e-5 for row in good)
+    assert len({row["label"] for row in good}) > 1
+    assert (summary.objects, summary.ok, summary.errors, summary.already_done) == (15, 13, 2, 0)
+    assert summary.videos_per_s > 0
+    again = label(corpus, tmp_path / "out")
+    assert (again.labelled, again.already_done, again.ok, again.errors) == (0, 15, 13, 2)
+    assert read_rows(str(tmp_path / "out")) == rows
+
+
+def test_new_and_changed_objects_are_labelled_and_nothing_else(tmp_path: Path, label: Label) -> None:
+    corpus, out = write_corpus(tmp_path / "corpus", 6), str(tmp_path / "out")
+    label(corpus, out)
+    before = {row["uri"]: row for row in read_rows(out)}
+    write_video(corpus / "new.mp4", 50)
+    write_video(corpus / "v00002.mp4", 51)
+    summary = label(corpus, out)
+    assert (summary.labelled, summary.already_done, summary.objects) == (2, 5, 7)
+    after = read_rows(out)
+    assert_one_row_each(after, 7)
+    changed = {row["uri"] for row in after if row != before.get(row["uri"])}
+    assert changed == {str(corpus / "new.mp4"), str(corpus / "v00002.mp4")}
+
+
+def test_s3_gives_what_a_folder_gives(corpus: Path, tmp_path: Path, s3: S3Bucket, label: Label) -> None:
+    storage.upload_dir(corpus, s3.uri + "/in")
+    label(corpus, tmp_path / "out")
+    summary = label(s3.uri + "/in", s3.uri + "/out")
+    assert summary.objects == COUNT + 1
+    local, remote = read_rows(str(tmp_path / "out")), read_rows(s3.uri + "/out")
+    assert [row["key"] for row in local] == [row["key"] for row in remote]
+    assert [row["label"] for row in local] == [row["label"] for row in remote]
+    scores = [np.array([row["score"] or 0 for row in rows]) for rows in (local, remote)]
+    assert np.allclose(*scores, atol=1e-6)
+    hidden = [name for name in storage.list_names(s3.uri + "/out") if not name.startswith("_")]
+    assert all(name.startswith("part-") for name in hidden)
+
+
+def test_errors_are_tried_again_on_request(tmp_path: Path, label: Label) -> None:
+    corpus, out = write_corpus(tmp_path / "corpus", 4), str(tmp_path / "out")
+    first = label(corpus, out)
+    assert first.errors == 0
+    manifest = out + "/_manifest"
+    (corpus / "v00001.mp4").rename(tmp_path / "away.mp4")
+    again = label(manifest, tmp_path / "other")
+    assert again.errors == 1
+    row = next(row for row in read_rows(str(tmp_path / "other")) if row["status"] == "error")
+    assert row["error_code"] in {"not_found", "io_error"}
+    (tmp_path / "away.mp4").rename(corpus / "v00001.mp4")
+    assert label(manifest, tmp_path / "other").labelled == 0
+    retried = label(manifest, tmp_path / "other", retry_errors=True)
+    assert (retried.labelled, retried.errors, retried.ok) == (1, 0, 4)
+    assert_one_row_each(read_rows(str(tmp_path / "other")), 4)
+
+
+def test_object_that_changed_since_the_manifest_is_noticed(tmp_path: Path, label: Label) -> None:
+    corpus, out = write_corpus(tmp_path / "corpus", 3), str(tmp_path / "out")
+    label(corpus, out)
+    write_video(corpus / "v00001.mp4", 77)
+    label(out + "/_manifest", tmp_path / "other", max_error_rate=1.0)
+    rows = read_rows(str(tmp_path / "other"))
+    assert [row["error_code"] for row in rows if row["status"] == "error"] == ["changed"]
+
+
+def test_single_file(tmp_path: Path, label: Label) -> None:
+    video = write_video(tmp_path / "one.mp4", 1)
+    assert label(video, tmp_path / "out").objects == 1
+    assert_one_row_each(read_rows(str(tmp_path / "out")), 1)
+
+
+def test_views_are_averaged(corpus: Path, tmp_path: Path, label: Label) -> None:
+    label(corpus, tmp_path / "out", views=(1, 3))
+    good = [row for row in read_rows(str(tmp_path / "out")) if row["status"] == "ok"]
+    assert {row["views"] for row in good} == {3}
+    assert {len(row["clip_times_s"]) for row in good} == {24}
+
+
+def test_scores_embeddings_and_heads(corpus: Path, tmp_path: Path, label: Label) -> None:
+    bundle = tiny_bundle(tmp_path / "heads", heads={"verb": 3, "noun": 6})
+    label(corpus, tmp_path / "out", models=(str(bundle),), scores=True, embeddings="float16", topk=2)
+    table = read_with_duckdb(str(tmp_path / "out"))
+    good = [row for row in table.to_pylist() if row["status"] == "ok"]
+    for row in good:
+        assert len(row["scores"]) == 3
+        assert len(row["scores_noun"]) == 6
+        assert row["label_noun"] == f"noun-{int(np.argmax(row['scores_noun']))}"
+        assert row["label"] == f"verb-{int(np.argmax(row['scores']))}"
+        assert len(row["topk_labels"]) == 2
+        assert len(row["embedding"]) == 64
+    assert np.std([row["embedding"] for row in good]) > 0
+
+
+def test_several_models_in_one_pass(corpus: Path, tmp_path: Path, model: Path, label: Label) -> None:
+    other = tiny_bundle(tmp_path / "other", seed=5, frames=4)
+    label(corpus, tmp_path / "alone", models=(str(other),))
+    both = label(corpus, tmp_path / "both", models=(str(model), str(other)))
+    assert len(both.models) == 2
+    for name in both.models:
+        assert_one_row_each(read_rows(f"{tmp_path}/both/{name}"), COUNT + 1)
+    alone, beside = read_rows(f"{tmp_path}/alone"), read_rows(f"{tmp_path}/both/other")
+    assert [row["label"] for row in alone] == [row["label"] for row in beside]
+    assert np.allclose([row["score"] or 0 for row in alone], [row["score"] or 0 for row in beside], atol=1e-6)
+
+
+def test_windows_and_their_intervals(tmp_path: Path, label: Label) -> None:
+    corpus = tmp_path / "corpus"
+    write_video(corpus / "long.mp4", 1, frames=60)
+    write_video(corpus / "short.mp4", 2, frames=9)
+    windows = {"window_s": 2.0, "stride_s": 1.0}
+    summary = label(corpus, tmp_path / "out", windows=windows)
+    rows = read_rows(str(tmp_path / "out"))
+    long = [row for row in rows if row["uri"].endswith("long.mp4")]
+    assert [(row["start_s"], row["end_s"]) for row in long] == [(0, 2), (1, 3), (2, 4), (3, 5), (4, 6)]
+    assert all(row["start_s"] <= min(row["clip_times_s"]) for row in rows)
+    assert all(max(row["clip_times_s"]) <= row["end_s"] + 1e-6 for row in rows)
+    assert (summary.objects, len(rows)) == (2, 6)
+    intervals = read_with_duckdb_intervals(tmp_path / "out")
+    ends = [row for row in intervals if row["uri"].endswith("long.mp4")]
+    assert (ends[0]["start_s"], ends[-1]["end_s"]) == (0, 6)
+
+
+def read_with_duckdb_intervals(out: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = pq.read_table(out / "_intervals" / "intervals.parquet").to_pylist()
+    return rows
+
+
+def test_another_model_is_refused(corpus: Path, tmp_path: Path, label: Label) -> None:
+    label(corpus, tmp_path / "out")
+    other = tiny_bundle(tmp_path / "other", seed=5)
+    with pytest.raises(UserError, match="--new-version"):
+        label(corpus, tmp_path / "out", models=(str(other),))
+    label(corpus, tmp_path / "out", models=(str(other),), new_version=True)
+    rows = read_rows(str(tmp_path / "out"))
+    assert_one_row_each(rows, COUNT + 1)
+    assert len({row["model"] for row in rows}) == 1
+
+
+def test_second_job_on_one_output_is_refused(corpus: Path, tmp_path: Path, label: Label) -> None:
+    from pipeline.corpus.lock import OutputLock
+
+    with OutputLock(str(tmp_path / "out"), job="tubelet label"), pytest.raises(UserError, match="in use"):
+        label(corpus, tmp_path / "out")
+
+
+def test_a_corpus_that_is_broken_as_a_whole_ends_the_job(tmp_path: Path, label: Label) -> None:
+    corpus = write_corpus(tmp_path / "corpus", 20, range(12))
+    with pytest.raises(UserError, match=r"12 of the last 20 .*--max-error-rate 0.2: 12 "):
+        label(corpus, tmp_path / "out")
+    assert_one_row_each(read_rows(str(tmp_path / "out")), 20)
+
+
+def test_run_in_mlflow_tells_the_figures(corpus: Path, tmp_path: Path, tracking: str, label: Label) -> None:
+    import mlflow
+
+    summary = label(corpus, tmp_path / "out")
+    client = mlflow.MlflowClient(tracking)
+    run = client.get_run(summary.run_id or "")
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["labelled"] == COUNT + 1
+    assert run.data.metrics["errors"] == 2
+    assert run.data.params["objects"] == str(COUNT + 1)
+    names = {item.path for item in client.list_artifacts(summary.run_id or "")}
+    assert {"summary.json", "errors.csv", "labels.csv", "figures"} <= names
+
+
+def test_command_line(corpus: Path, tmp_path: Path, model: Path) -> None:
+    """Only the parts that need no Ray of their own: usage errors and --help."""
+    command = ["tubelet", "label", str(corpus), "--model", str(model), "--out", str(tmp_path / "out")]
+    done = subprocess.run([*command, "--views", "many"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: --views 'many': write TIMExSPACE, for example 4x3"
