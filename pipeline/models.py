@@ -118,7 +118,7 @@ class ModelBundle:
         """
         n, v = tubelets.shape[:2]
         # "W": what Ray hands out is read-only, and torch wants memory that it might write.
-        flat = torch.from_numpy(np.require(tubelets.reshape(n * v, *tubelets.shape[2:]), None, "CW"))
+        flat = torch.from_numpy(np.require(tubelets.reshape(n * v, *tubelets.shape[2:]), None, ["C", "W"]))
         device = next(self.model.parameters()).device
         parts = [self._heads(self.model(part.to(device))) for part in torch.split(flat, batch)]
         return {

@@ -263,7 +263,7 @@ def _of_version(uri: str, found: Any) -> ModelLink:
 
 
 def _model_id(found: Any) -> str | None:
-    """The logged model behind a version: its own field, or its source ``models:/m-…`` (as the SQL store has it)."""
+    """The logged model behind a version: its own field or, as the SQL store has it, its source."""
     source = str(found.source or "")
     return found.model_id or (source.removeprefix("models:/") if source.startswith("models:/m-") else None)
 
@@ -288,14 +288,12 @@ def _fetch_weights(client: Any, link: ModelLink, tracking_uri: str, folder: Path
     else:
         location = client.get_model_version_download_uri(link.name, link.version)
     for place in (f"artifacts/weights/{MODEL_FILE}", MODEL_FILE):
+        uri = f"{location.rstrip('/')}/{place}"
         with suppress(Exception):
-            return Path(
-                mlflow.artifacts.download_artifacts(
-                    artifact_uri=f"{location.rstrip('/')}/{place}",
-                    dst_path=str(folder),
-                    tracking_uri=tracking_uri,
-                )
+            found = mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri
             )
+            return Path(found)
     raise UserError(f"{link.uri} has no {MODEL_FILE} that can be read at {location}: did tubelet log it?")
 
 
