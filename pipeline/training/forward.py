@@ -12,7 +12,6 @@ from pipeline.clips import Batch
 from pipeline.training.augment import ClipAugment, Sample
 from pipeline.training.examples import Targets
 from pipeline.training.losses import Objective, as_heads
-from pipeline.training.metrics import joint_correct, topk_correct
 from pipeline.training.mixup import Mix, apply_mix, draw_mix
 from pipeline.training.recipe import Recipe
 from pipeline.vivit import ViViTConfig
@@ -65,10 +64,9 @@ class Forward:
     def _right(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], weight: Tensor) -> Tensor:
         if self.objective.multilabel:
             return torch.zeros((), device=self._device)
-        if len(logits) > 1:
-            return (joint_correct(logits, labels) * weight).sum()
-        head = next(iter(logits))
-        return (topk_correct(logits[head], labels[head], 1) * weight).sum()
+        # The likeliest combination of several heads is made of the likeliest class of each.
+        right = torch.stack([logits[head].argmax(-1) == labels[head] for head in labels]).all(0)
+        return (right * weight).sum()
 
 
 def _samples(batch: Batch, count: int) -> Sequence[Sample]:

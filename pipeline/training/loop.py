@@ -153,7 +153,7 @@ class Rank:
             count = self._place(batch, step, part)
             mine.failed += failed_rows(batch, count)
             mine.decode_s += float(batch["decode_s"][:count].sum())
-            # Drop-out and stochastic depth draw from the place in the run, so that a resumed run draws the same.
+            # Drop-out and stochastic depth draw from the place in the run: a resumed run draws the same.
             torch.manual_seed(seed_of("step", self.recipe.seed, step, part, self.rank))
             with self.state.parallel.synchronised(part == self.recipe.accumulate - 1):
                 with self.state.autocast():

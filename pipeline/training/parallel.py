@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.training.recipe import Recipe
@@ -17,9 +15,9 @@ from pipeline.vivit import ViViT
 
 
 class Parallel:
-    """``module`` is what the forward pass calls; gradients end up in ``model``'s parameters.
+    """``module`` is what the forward pass calls.
 
-    Gradients are averaged over the ranks, in an order that does not depend on how many steps were done before.
+    Gradients, which end up in ``model``, are averaged over the ranks, in an order that does not depend on how many steps were done before.
     """
 
     def __init__(self, model: ViViT, recipe: Recipe, device: torch.device) -> None:
@@ -42,8 +40,8 @@ class Parallel:
     @contextmanager
     def synchronised(self, on: bool) -> Iterator[None]:
         """Whether the backward passes inside average gradients over the ranks, or only add them up."""
-        if isinstance(self.module, FSDPModule):
-            self.module.set_requires_gradient_sync(on)
+        if self.sharded:
+            self.module.set_requires_gradient_sync(on)  # type: ignore[operator]  # an FSDPModule
             yield
         elif on or not isinstance(self.module, DistributedDataParallel):
             yield
@@ -53,6 +51,8 @@ class Parallel:
 
 
 def _shard(model: ViViT) -> None:
+    from torch.distributed.fsdp import fully_shard  # takes seconds to import, and DDP needs none of it
+
     for encoder in (model.encoder, model.temporal_encoder):
         for block in encoder.blocks if encoder is not None else ():
             fully_shard(block)
@@ -62,7 +62,7 @@ def _shard(model: ViViT) -> None:
 def full_tensor(value: Tensor) -> Tensor:
     """A copy on the CPU of all of ``value``; collective where it is sharded."""
     whole = value.detach()
-    if isinstance(whole, DTensor):
+    if hasattr(whole, "full_tensor"):
         whole = whole.full_tensor()
     return whole.cpu().clone().contiguous()
 
@@ -70,6 +70,9 @@ def full_tensor(value: Tensor) -> Tensor:
 def like(whole: Tensor, parameter: Tensor) -> Tensor:
     """``whole`` on the device of ``parameter``, and sharded as it is."""
     moved = whole.to(parameter.device)
-    if isinstance(parameter, DTensor):
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(parameter, DTensor)
         return distribute_tensor(moved, parameter.device_mesh, parameter.placements)
     return moved
