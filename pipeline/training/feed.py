@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,23 @@ class Feed(ray.train.DataConfig):  # type: ignore[misc]  # ray has no type infor
         first = config.checkpoints.newest() or 0
         stream = training_stream(config.plan, shape, (first, config.total_steps), config.stream)
         return list(super().configure({NAME: stream}, world_size, worker_handles, worker_node_ids, **kwargs))
+
+
+class Ahead:
+    """An iterator that fetches its next item in a thread, from the moment it is made."""
+
+    def __init__(self, items: Iterator[Batch]) -> None:
+        self._items = items
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._next: Future[Batch] = self._pool.submit(next, items)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        item = self._next.result()
+        self._next = self._pool.submit(next, self._items)
+        return item
 
 
 def micro_batches(prefetch: int) -> Iterator[Batch]:

@@ -209,6 +209,9 @@ def _train(prepared: Prepared, resources: Resources, tracker: Tracker) -> Progre
     if store.newest() == prepared.total_steps:
         progress.step, progress.outcome = prepared.total_steps, "done"  # only publishing was left to do
         return progress
+    if len(ray.nodes()) == 1:
+        # Nobody takes away the only node with notice; the watcher would cost a process.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     board = open_board()
     with tempfile.TemporaryDirectory(prefix="tubelet-train-") as scratch, _signals(board) as reasons:
         trainer = _trainer(_job(prepared, resources, board), resources, scratch)
@@ -310,7 +313,7 @@ def _publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
         bundle.metadata["run_id"] = tracker.run_id
         path = bundle.save(final)
         name = storage.name_of(request.out)
-        version = tracker.log_model(final, name, alias="latest", step=prepared.total_steps)
+        version = tracker.log_model(final, name, alias="champion", step=prepared.total_steps)
         storage.upload_file(path, storage.join(request.out, "model.safetensors"), request.options)
     return {
         "out": request.out,

@@ -25,7 +25,7 @@ from pipeline.clips.plan import BatchShape
 from pipeline.training.board import Poster
 from pipeline.training.checkpoint import CheckpointWriter
 from pipeline.training.examples import Targets
-from pipeline.training.feed import FeedConfig, micro_batches
+from pipeline.training.feed import Ahead, FeedConfig, micro_batches
 from pipeline.training.forward import Forward, failed_rows
 from pipeline.training.recipe import Recipe
 from pipeline.training.state import TrainState
@@ -58,7 +58,22 @@ class TrainJob:
 
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of a rank, called by Ray Train."""
-    Rank(config["job"]).run()
+    job: TrainJob = config["job"]
+    context = ray.train.get_context()
+    _use_cores(context.get_local_world_size())
+    # The stream starts now: its first decode workers come up while the model is loaded.
+    batches = Ahead(micro_batches(job.recipe.prefetch))
+    seat = Seat(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    Rank(job, seat, batches, ray.get(job.targets), Poster(job.board)).run()
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Which of the ranks this is, and what it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
 
 
 @dataclass
@@ -97,16 +112,15 @@ class Pending:
 class Rank:
     """One rank: its model, its share of every global batch, and (rank 0) the checkpoints and the figures."""
 
-    def __init__(self, job: TrainJob) -> None:
-        context = ray.train.get_context()
-        self.job, self.recipe = job, job.recipe
-        self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
-        _use_cores(context.get_local_world_size())
+    def __init__(
+        self, job: TrainJob, seat: Seat, batches: Iterator[Batch], targets: Targets, poster: Poster
+    ) -> None:
+        self.job, self.recipe, self.poster = job, job.recipe, poster
+        self.rank, self.world, self.device = seat.rank, seat.world, seat.device
+        self.batches = batches
         self.shape: BatchShape = job.feed.shape(self.world)
         self.state = TrainState.start(job, self.device)
-        self.forward = Forward(self.recipe, self.state.model.config, ray.get(job.targets), self.device)
-        self.poster = Poster(job.board)
+        self.forward = Forward(self.recipe, self.state.model.config, targets, self.device)
         self.writer = CheckpointWriter(job.feed.checkpoints) if self.rank == 0 else None
         self.saved_step = self.state.step or -1
         self.seen = self.failed = 0.0
@@ -125,11 +139,10 @@ class Rank:
 
     def _steps(self) -> str:
         """Do the steps that are left; returns ``done``, or why the ranks stopped before the end."""
-        batches = micro_batches(self.recipe.prefetch)
         before: Pending | None = None
         outcome = "done"
         for step in range(self.state.step, self.job.feed.total_steps):
-            now = self._step(step, batches)
+            now = self._step(step)
             outcome = self._settle(before) if before else "done"
             before = now
             if outcome != "done":
@@ -142,13 +155,13 @@ class Rank:
 
     # ---- one step
 
-    def _step(self, step: int, batches: Iterator[Batch]) -> Pending:
+    def _step(self, step: int) -> Pending:
         started_s = time.monotonic()
         lr, mine, mix = self.state.begin(step), Totals(), self.forward.mix_of(step)
         sums = torch.zeros(3, device=self.device)
         for part in range(self.recipe.accumulate):
             waited_s = time.monotonic()
-            batch = next(batches)
+            batch = next(self.batches)
             mine.wait_s += time.monotonic() - waited_s
             count = self._place(batch, step, part)
             mine.failed += failed_rows(batch, count)

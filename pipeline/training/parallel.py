@@ -15,9 +15,9 @@ from pipeline.vivit import ViViT
 
 
 class Parallel:
-    """``module`` is what the forward pass calls.
+    """``module`` is what the forward pass calls; gradients end up in ``model`` itself.
 
-    Gradients, which end up in ``model``, are averaged over the ranks, in an order that does not depend on how many steps were done before.
+    They are averaged over the ranks, in an order that does not depend on how many steps were done before.
     """
 
     def __init__(self, model: ViViT, recipe: Recipe, device: torch.device) -> None:
