@@ -152,11 +152,11 @@ def _solarize_add(clips: Tensor, magnitude: float) -> Tensor:
 
 
 def _color(clips: Tensor, magnitude: float) -> Tensor:
-    return _blend(_grey(clips.float()).floor(), clips, magnitude)
+    return _blend(_grey(clips.float()).round(), clips, magnitude)
 
 
 def _contrast(clips: Tensor, magnitude: float) -> Tensor:
-    grey = _grey(clips.float()).floor()
+    grey = _grey(clips.float()).round()
     return _blend(grey.mean((1, 2, 3, 4), keepdim=True).floor(), clips, magnitude)
 
 
@@ -171,7 +171,7 @@ def _sharpness(clips: Tensor, magnitude: float) -> Tensor:
     kernel[:, :, 1, 1] = 5.0
     frames = clips.reshape(B * T, H, W, 3).permute(0, 3, 1, 2).float()
     smooth = frames.clone()
-    smooth[:, :, 1:-1, 1:-1] = F.conv2d(frames, kernel / 13.0, groups=3).clamp(0, 255).floor()
+    smooth[:, :, 1:-1, 1:-1] = (F.conv2d(frames, kernel, groups=3) / 13.0).floor()
     return _blend(smooth.permute(0, 2, 3, 1).reshape(clips.shape), clips, magnitude)
 
 
