@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pyarrow as pa
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from safetensors.torch import load_file
 
+from pipeline.clips import Batch
+from pipeline.clips.plan import Plan
+from pipeline.clips.stream import TrainDecoder
 from pipeline.corpus.manifest import key_of, schema_with, write_manifest
+from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.feed import FeedConfig
+from pipeline.training.fit import initial_model, plan_of, stream_config
+from pipeline.training.loop import Rank, Seat, TrainJob
+from pipeline.training.prepare import INITIAL, Prepared, Request, prepare
+from pipeline.training.recipe import load_recipe
 
 
 def write_video(path: Path, frames: np.ndarray, codec: str = "libx264", fps: int = 10) -> None:
@@ -72,3 +88,117 @@ def _row(path: Path, root: Path, label: str, split: str) -> dict[str, Any]:
         "split": split,
         "frames": 16,
     }
+
+
+# ---- the training loop on real ranks (gloo), fed by the real plan and decoder, without Ray in between
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of the loop: up to where, and before which step it is cut off (None: it ends by itself)."""
+
+    out: str
+    killed_before: int | None = None
+    overrides: tuple[str, ...] = ()
+
+
+class Notes:
+    """A board that keeps what a rank posts."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.stop_reason = ""
+
+    def post(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def flush(self) -> None:
+        pass
+
+
+class KilledError(Exception):
+    """Stands for the end of the process: whatever the loop had not saved is lost."""
+
+
+RECIPE = (
+    "frames=8",
+    "stride=null",
+    "size=32",
+    "short_side=40",
+    "batch=8",
+    "max_steps=6",
+    "checkpoint_every=2",
+    "warmup_steps=2",
+)
+
+
+def run_on_ranks(world: int, manifest: str, runs: Sequence[Run]) -> None:
+    """Do ``runs`` one after the other on ``world`` processes; each makes its job, model and stream anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = (world, f"{folder}/rendezvous", manifest, tuple(runs))
+        torch.multiprocessing.spawn(_rank_process, args, nprocs=world)
+
+
+def _rank_process(rank: int, world: int, rendezvous: str, manifest: str, runs: tuple[Run, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    for run in runs:
+        with suppress(KilledError):
+            run_rank(rank, world, manifest, run)
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_rank(rank: int, world: int, manifest: str, run: Run) -> Notes:
+    """One rank's part of one run, in this process."""
+    recipe = load_recipe("tiny", [*RECIPE, f"workers={world}", *run.overrides])
+    prepared = prepare(Request(recipe, manifest, run.out, resume=True))
+    if rank == 0:
+        initial_model(prepared)
+    if world > 1:
+        dist.barrier()
+    store = CheckpointStore(run.out, retain=recipe.retain)
+    plan = plan_of(prepared)
+    job = job_of(prepared, plan, store)
+    notes = Notes()
+    decoder = TrainDecoder(job.feed.stream)
+    batches = _decoded(rank, world, job, plan, decoder, run.killed_before)
+    Rank(job, Seat(rank, world, torch.device("cpu")), batches, prepared.examples.targets, notes).run()
+    return notes
+
+
+def job_of(prepared: Prepared, plan: Plan, store: CheckpointStore) -> TrainJob:
+    """As the driver makes it, but for what lies in Ray's object store."""
+    stream = stream_config(prepared, decode_workers=1, decode_cpus=1)
+    recipe = prepared.request.recipe
+    feed = FeedConfig(plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store)
+    return TrainJob(
+        recipe=recipe,
+        spec=prepared.spec,
+        labels=prepared.examples.labels,
+        targets=None,
+        train_rows=len(prepared.examples),
+        feed=feed,
+        initial=f"{prepared.request.out}/{INITIAL}",
+        board=None,
+        metadata={},
+    )
+
+
+def _decoded(
+    rank: int, world: int, job: TrainJob, plan: Plan, decoder: TrainDecoder, killed_before: int | None
+) -> Iterator[Batch]:
+    shape = job.feed.shape(world)
+    for step in range(job.feed.checkpoints.newest() or 0, job.feed.total_steps):
+        if step == killed_before:
+            raise KilledError
+        for part, table in enumerate(plan.requests(step, shape)):
+            if part % world == rank:
+                yield decoder({name: table[name].to_numpy() for name in table.column_names})
+
+
+def weights_of(out: str, step: int) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint: weights, optimiser, averages."""
+    folder = Path(out) / "checkpoints" / f"step-{step:08d}"
+    assert (folder / "COMPLETE").is_file()
+    return load_file(folder / "model.safetensors") | load_file(folder / "state.safetensors")

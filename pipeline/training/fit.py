@@ -120,7 +120,7 @@ def _params(prepared: Prepared) -> dict[str, object]:
     return flat | {"total_steps": prepared.total_steps, "train_videos": len(prepared.examples)}
 
 
-def _initial_model(prepared: Prepared) -> str:
+def initial_model(prepared: Prepared) -> str:
     """Folder of the weights that step 0 starts from; made once, so that a resume starts from the same."""
     request = prepared.request
     folder_uri = storage.join(request.out, INITIAL)
@@ -144,30 +144,39 @@ def _metadata(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _job(prepared: Prepared, resources: Resources, board: Any) -> TrainJob:
-    request, recipe = prepared.request, prepared.request.recipe
-    groups = next(iter(prepared.examples.targets.values())) if recipe.sampling == "balanced" else None
-    plan = Plan(prepared.examples.table, recipe.batch, recipe.seed, groups)
-    crop = recipe.augment
-    stream = StreamConfig(
+def plan_of(prepared: Prepared) -> Plan:
+    """The sample plan of the whole run."""
+    recipe, examples = prepared.request.recipe, prepared.examples
+    groups = next(iter(examples.targets.values())) if recipe.sampling == "balanced" else None
+    return Plan(examples.table, recipe.batch, recipe.seed, groups)
+
+
+def stream_config(prepared: Prepared, decode_workers: int, decode_cpus: float) -> StreamConfig:
+    """How its samples are decoded."""
+    request, cut = prepared.request, prepared.request.recipe.augment
+    return StreamConfig(
         spec=prepared.spec,
-        crop=TrainCrop(
-            crop=crop.crop, scale_jitter=crop.jitter, area=crop.area, ratio=crop.ratio, flip=crop.flip
-        ),
-        seed=recipe.seed,
-        decode_workers=resources.decode_workers,
-        decode_cpus=resources.decode_cpus,
+        crop=TrainCrop(crop=cut.crop, scale_jitter=cut.jitter, area=cut.area, ratio=cut.ratio, flip=cut.flip),
+        seed=request.recipe.seed,
+        decode_workers=decode_workers,
+        decode_cpus=decode_cpus,
         storage=request.options,
     )
+
+
+def _job(prepared: Prepared, resources: Resources, board: Any) -> TrainJob:
+    request, recipe = prepared.request, prepared.request.recipe
+    plan = ray.put(plan_of(prepared))
+    stream = stream_config(prepared, resources.decode_workers, resources.decode_cpus)
     store = CheckpointStore(storage.normalise_uri(request.out), request.options, recipe.retain)
-    feed = FeedConfig(ray.put(plan), stream, recipe.batch, recipe.accumulate, prepared.total_steps, store)
+    feed = FeedConfig(plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store)
     return TrainJob(
         recipe=recipe,
         spec=prepared.spec,
         labels=prepared.examples.labels,
         targets=ray.put(prepared.examples.targets),
         feed=feed,
-        initial=_initial_model(prepared),
+        initial=initial_model(prepared),
         train_rows=len(prepared.examples),
         board=board,
         metadata=_metadata(prepared),
