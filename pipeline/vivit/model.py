@@ -17,6 +17,10 @@ from pipeline.vivit.tubelets import clip_to_tubelets, sample_frames_uniformly
 
 Logits = Tensor | dict[str, Tensor]
 
+# Mean and std of a model that takes 0…255 as it is; the middle of that range.
+FOLDED = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+CENTRE = 127.5
+
 
 class Encoder(nn.Module):
     """CLS token (if any), learned positions, blocks, final LayerNorm.
@@ -100,14 +104,18 @@ class ViViT(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Tokens `(B, tokens, d)` without positions.
 
-        The normalisation of uint8 goes into the weights, which are fewer than the values of a clip.
+        The normalisation of uint8 goes into the weights, which are fewer than the values of a clip. What
+        enters the product is x - 127.5: exact in bfloat16, and without a large mean that rounded weights
+        would amplify.
         """
         tubelets = self._tubelets(x)
         weight: Tensor = self.embedding.weight
         bias: Tensor = self.embedding.bias
-        if tubelets.dtype == torch.uint8:
-            weight, bias = fold_into(weight, bias, self.config.mean, self.config.std)
-        return F.linear(tubelets.to(weight.dtype), weight, bias)
+        values = tubelets.to(weight.dtype)
+        if tubelets.dtype == torch.uint8 and (self.config.mean, self.config.std) != FOLDED:
+            values = values - CENTRE
+            weight, bias = fold_into(weight, bias, self.config, CENTRE)
+        return F.linear(values, weight, bias)
 
     def split_heads(self, logits: Tensor) -> Logits:
         """`(…, classes)` to one tensor a label set, in their order; unchanged where there is a single one."""
@@ -182,32 +190,30 @@ def _by_frame(x: Tensor, frames: int, places: int) -> Tensor:
     return x.reshape(x.shape[0], frames, places, *x.shape[2:])
 
 
-def fold_into(
-    weight: Tensor, bias: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[Tensor, Tensor]:
-    """Embedding weight `(d, k)` and bias `(d,)` for 0…255, from those for (x / 255 - mean) / std."""
-    # round: a folded model's scale is exactly 1, and costs nothing.
-    scale = [1 / round(255 * one, 12) for one in std]
-    shift = [-a / b for a, b in zip(mean, std, strict=True)]
-    if len(set(scale)) == len(set(shift)) == 1:
-        if (scale[0], shift[0]) == (1, 0):
-            return weight, bias
-        return weight * scale[0], bias + weight.sum(1) * shift[0]
-    channels = weight.view(weight.shape[0], -1, len(std)).unbind(2)
-    scaled = torch.stack([part * by for part, by in zip(channels, scale, strict=True)], dim=2).flatten(1)
-    return scaled, bias + sum(part.sum(1) * by for part, by in zip(channels, shift, strict=True))
+def fold_into(weight: Tensor, bias: Tensor, config: ViViTConfig, centre: float) -> tuple[Tensor, Tensor]:
+    """Embedding weight `(d, k)` and bias `(d,)` for x - centre, from those for (x / 255 - mean) / std."""
+    scale = [1 / (255 * std) for std in config.std]
+    shift = [(centre / 255 - mean) / std for mean, std in zip(config.mean, config.std, strict=True)]
+    if any(shift):
+        channels = weight.view(weight.shape[0], -1, len(shift)).sum(1).unbind(1)
+        bias = bias + sum(channel * by for channel, by in zip(channels, shift, strict=True))
+    if len(set(scale)) == 1:
+        return weight * scale[0], bias
+    parts = weight.view(weight.shape[0], -1, len(scale)).unbind(2)
+    return torch.stack([part * by for part, by in zip(parts, scale, strict=True)], dim=2).flatten(1), bias
 
 
 @torch.no_grad()
 def fold_normalisation(model: ViViT) -> ViViT:
     """Put the normalisation of uint8 input into the embedding for good, in place; logits stay equal.
 
-    Afterwards `mean` is 0 and `std` 1/255, so uint8 input is only cast, and float input means 0…255.
+    Afterwards `mean` is 0 and `std` 1/255: uint8 input is only cast, and float input means 0…255. Fold in
+    float32; a folded model in bfloat16 rounds its first layer more coarsely than the model it was made
+    from.
     """
-    weight, bias = fold_into(
-        model.embedding.weight, model.embedding.bias, model.config.mean, model.config.std
-    )
+    weight, bias = fold_into(model.embedding.weight, model.embedding.bias, model.config, 0.0)
     model.embedding.weight.copy_(weight)
     model.embedding.bias.copy_(bias)
-    model.config = model.config.replace(mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
+    mean, std = FOLDED
+    model.config = model.config.replace(mean=mean, std=std)
     return model

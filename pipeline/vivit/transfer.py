@@ -258,6 +258,11 @@ def inflate(kernel: Tensor, wanted: tuple[int, ...], how: str) -> tuple[Tensor, 
 
     Raises `ValueError` where patch sizes differ, or a tubelet would have to become longer or shorter.
     """
+    if kernel.shape[-1] != wanted[-1]:
+        raise ValueError(
+            f"the source has dim={kernel.shape[-1]}, the model dim={wanted[-1]}: "
+            "choose a preset of the source's size"
+        )
     if kernel.dim() == 5 and kernel.shape[0] == 1:
         kernel = kernel[0]
     if tuple(kernel.shape) == wanted:
