@@ -32,6 +32,9 @@ def command(  # noqa: PLR0917 - typer calls it by name
         bool, typer.Option("--new-version", help="Move rows of another model or sampling under _versions/.")
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Decode workers (default: one a CPU).")] = None,
+    predictors: Annotated[
+        int | None, typer.Option(help="Predictors apart from the decode workers (default: one a GPU).")
+    ] = None,
     gpus: Annotated[
         float | None, typer.Option(help="GPUs of each predictor, such as 0.5; 0 for none.")
     ] = None,
@@ -67,6 +70,7 @@ def command(  # noqa: PLR0917 - typer calls it by name
             "retry_errors": retry_errors,
             "new_version": new_version,
             "workers": workers,
+            "predictors": predictors,
             "gpus": gpus,
             "anonymous": anonymous,
             "tracking_uri": tracking_uri,

@@ -21,13 +21,16 @@ from pipeline.vivit import ViViT, ViViTConfig
 CLASSES = ["left", "right", "up", "down"]
 
 
-def write_video(path: Path, seed: int, *, frames: int = 12, size: int = 48, fps: int = 10) -> Path:
-    """A small H.264 file whose colours and motion come from ``seed``."""
+def write_video(
+    path: Path, seed: int, *, frames: int = 12, size: int = 48, fps: int = 10, fast: bool = False
+) -> Path:
+    """A small H.264 file whose colours and motion come from ``seed``; ``fast``: its index first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed)
     colour, speed = draw.integers(40, 215, 3), draw.uniform(0.5, 3, 2)
     y, x = np.mgrid[0:size, 0:size]
-    with av.open(str(path), "w") as container:
+    options = {"movflags": "faststart"} if fast else {}
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "28"})
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"

@@ -22,7 +22,7 @@ from pipeline.corpus.storage import StorageOptions
 from pipeline.labelling.bundles import Answers, LoadedModels, row_shape, ship
 from pipeline.labelling.guard import WINDOW, ErrorGuard, too_many_errors
 from pipeline.labelling.output import OutputFiles, claim
-from pipeline.labelling.plan import MAX_MODELS, Plan, encode_requests, make_plan, read_requests
+from pipeline.labelling.plan import MAX_MODELS, Plan, Shard, encode_requests, make_plan, read_requests
 from pipeline.labelling.report import Report, Summary, Tally, summarise
 from pipeline.labelling.schema import ERROR, EmbeddingType, table_of
 from pipeline.labelling.sink import PredictionSink, part_name, part_numbers
@@ -36,6 +36,7 @@ from pipeline.progress import ProgressLine
 # row.
 TRANSIENT = frozenset({"io_error", "crash", "timeout", "out_of_memory"})
 INTERVALS = "_intervals/intervals.parquet"
+_AGAIN = "_plan/again.parquet"
 
 
 class LabelConfig(Settings):
@@ -54,6 +55,7 @@ class LabelConfig(Settings):
     retry_errors: bool = False
     new_version: bool = False
     workers: Annotated[int, Field(ge=1)] | None = None
+    predictors: Annotated[int, Field(ge=0)] | None = None
     gpus: Annotated[float, Field(ge=0)] | None = None
     anonymous: bool = False
     tracking_uri: str | None = None
@@ -187,6 +189,7 @@ class Run:
             decode,
             prepared.plan.requests,
             workers=self.config.workers,
+            predictors=self.config.predictors,
             gpus=self.config.gpus,
             largest_pixels=prepared.plan.largest_pixels,
         )
@@ -243,19 +246,19 @@ class Run:
                 self._seen[number][place] = True
         return keep
 
-    def _second_pass(self) -> list[str]:
+    def _second_pass(self) -> list[Shard]:
         """Write the requests that failed in passing as a plan of their own; returns its shards."""
         self._second = True
         if not self._again:
             return []
-        root, name = self.prepared.root, "_plan/again.parquet"
+        root = self.prepared.root
         rows: list[dict[str, Any]] = []
         for shard in self.prepared.plan.shards:
-            for row in read_requests(root.read(shard)).to_pylist():
+            for row in read_requests(root.read(shard.name)).to_pylist():
                 if row["request"] in self._again:
                     rows.append(row | {"models": self._again[row["request"]]})
-        root.write(name, encode_requests(rows))
-        return [name]
+        root.write(_AGAIN, encode_requests(rows))
+        return [Shard(_AGAIN, len(rows))]
 
     def _check_known_errors(self) -> None:
         plan, limit = self.prepared.plan, self.config.max_error_rate
@@ -281,8 +284,8 @@ class Run:
         if self.config.windows is not None:
             for sink in self.prepared.sinks:
                 write_intervals(sink.files)
-        for shard in [*self.prepared.plan.shards, "_plan/again.parquet"]:
-            storage.delete(self.prepared.root.path(shard), self.prepared.root.options)
+        for shard in [*self.prepared.plan.shards, Shard(_AGAIN, 0)]:
+            storage.delete(self.prepared.root.path(shard.name), self.prepared.root.options)
         self.report.finish()
         tally = self.report.tallies[0]
         failures = {code: count for code, count in tally.reasons.items() if code != "partial"}

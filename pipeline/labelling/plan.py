@@ -51,12 +51,20 @@ MAX_MODELS = 62
 _SHARD_ROWS = 4096
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One file of a plan, below the output."""
+
+    name: str
+    rows: int
+
+
 @dataclass
 class Plan:
     """What a job has to do.
 
     Attributes:
-        shards: names of the plan's files below the output, each a few thousand requests.
+        shards: the plan's files, each a few thousand requests.
         requests: rows in them.
         objects: objects of the manifest (without those that are gone).
         rows: rows that the output will hold for them, by model.
@@ -66,7 +74,7 @@ class Plan:
         largest_pixels: pixels of the largest picture among the requests (0: not known).
     """
 
-    shards: list[str] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)
     requests: int = 0
     objects: int = 0
     rows: int = 0
@@ -162,7 +170,7 @@ def _write_shard(plan: Plan, shard: list[dict[str, Any]], files: OutputFiles, fo
         return
     name = f"{folder}/shard-{len(plan.shards):06d}.parquet"
     files.write(name, encode_requests(shard))
-    plan.shards.append(name)
+    plan.shards.append(Shard(name, len(shard)))
     shard.clear()
 
 
@@ -179,3 +187,26 @@ def encode_requests(rows: Sequence[Mapping[str, Any]]) -> bytes:
 def read_requests(data: bytes) -> pa.Table:
     """The inverse of :func:`encode_requests`."""
     return pq.read_table(io.BytesIO(data))
+
+
+class ShardReader:
+    """Reads slices of a plan's shards in a worker; keeps the last shard, for slices come nearly in order."""
+
+    def __init__(self, files: OutputFiles) -> None:
+        # Not ``files`` itself: it knows the output's lock, which stays with the driver.
+        self._uri, self._options = files.uri, files.options
+        self._name, self._shard = "", pa.table({})
+
+    def read(self, name: str, first: int, count: int) -> pa.Table:
+        """Rows ``first`` to ``first + count`` of the shard ``name``."""
+        if name != self._name:
+            data = OutputFiles(self._uri, self._options).read(name)
+            self._name, self._shard = name, read_requests(data)
+        return self._shard.slice(first, count)
+
+
+def slices(shards: Sequence[Shard], rows: int) -> Iterator[dict[str, Any]]:
+    """``shard, first, count`` of tasks of at most ``rows`` requests."""
+    for shard in shards:
+        for first in range(0, shard.rows, rows):
+            yield {"shard": shard.name, "first": first, "count": min(rows, shard.rows - first)}

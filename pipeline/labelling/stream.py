@@ -1,4 +1,8 @@
-"""The Ray Data graph: plan shards -> requests -> decode -> predict -> small tables for the driver."""
+"""The Ray Data graph: slices of the plan -> decode -> predict -> small tables for the driver.
+
+No operator stands before the decoders: reads and repartitions are tasks of one whole CPU each, and on a
+machine whose CPUs are all held by decode actors they would wait for ever, without a word.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,17 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from pipeline.corpus import storage
-from pipeline.corpus.storage import StorageOptions
-from pipeline.labelling.output import OutputFiles, patiently
-from pipeline.labelling.plan import read_requests
+from pipeline.labelling.output import OutputFiles
+from pipeline.labelling.plan import Shard, ShardReader, slices
 from pipeline.labelling.predictor import ModelJob, Predictor, read_cell
 from pipeline.labelling.workers import DecodeJob, DecodePredict, RequestDecoder
 
-Batch = dict[str, npt.NDArray[Any]]
 Models = Callable[[], Sequence[ModelJob]]
 
 # What a decode process holds besides its clips: libraries, reference pictures of the codec at 1080p.
@@ -32,8 +31,12 @@ _PICTURES = 24
 # Clips on their way from decoders to one predictor; with the blocks in the making they bound the object
 # store.
 _BLOCK_BYTES = 32 << 20
-# Tasks that read the plan need a little CPU: with none to spare the job would hang without a word.
-_PLAN_CPUS = 0.05
+# Requests a task decodes: with a killed worker at most this many are decoded twice.
+_TASK_ROWS = 64
+# Tasks of a job: each costs the driver a few kilobytes, whatever the corpus.
+_MOST_TASKS = 20_000
+# Other resources than the decoders', or Ray Data might fuse the two stages into one actor.
+_PREDICTOR_CPUS = 0.2
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Layout:
         decoder_cpus: logical CPUs of each.
         predictors: most predictor actors; 0 where there is no GPU.
         gpus: GPUs of each predictor, a fraction where several share one.
-        task_rows: requests a task decodes at once.
+        task_rows: requests of a task.
         memory_bytes: memory that a decode actor declares.
     """
 
@@ -69,6 +72,7 @@ def lay_out(
     requests: int,
     *,
     workers: int | None = None,
+    predictors: int | None = None,
     gpus: float | None = None,
     largest_pixels: int = 0,
 ) -> Layout:
@@ -76,39 +80,36 @@ def lay_out(
 
     Args:
         workers: decode actors; default: one a CPU, less those that feed the GPUs.
+        predictors: predictor actors; default: as many as the GPUs hold; without GPUs none, and the decode
+            actors predict as well.
         gpus: GPUs of each predictor; default 1 where there are any; 0 keeps off them.
     """
     cpus, found_gpus = max(1.0, resources.get("CPU", 1.0)), resources.get("GPU", 0.0)
     gpus = (1.0 if found_gpus else 0.0) if gpus is None else gpus
-    predictors = int(found_gpus / gpus) if gpus and found_gpus else 0
+    on_gpus = int(found_gpus / gpus) if gpus and found_gpus else 0
+    predictors = on_gpus if predictors is None else predictors
     decoders = min(workers or max(1, int(cpus)), max(1, requests))
-    # A tenth of each CPU is left for the tasks that read the plan, and for predictors beside a GPU.
-    decoder_cpus = min(0.9, (0.9 * cpus - 0.2 * predictors) / decoders)
-    per_task = max(1, min(16, math.ceil(requests / (decoders * 8))))
-    if predictors:
-        per_task = max(1, min(per_task, _BLOCK_BYTES // max(decode.clip_bytes, 1)))
-    else:
-        per_task = max(1, min(per_task, 4 * _BLOCK_BYTES // max(decode.clip_bytes, 1)))
+    memory_bytes = _memory_bytes(decode, largest_pixels)
+    if "memory" in resources:
+        decoders = max(1, min(decoders, int(resources["memory"] // memory_bytes)))
+    # A little of each CPU is left for the predictors beside a GPU.
+    decoder_cpus = min(0.9, (0.95 * cpus - _PREDICTOR_CPUS * predictors) / decoders)
+    return Layout(decoders, decoder_cpus, predictors, gpus, _task_rows(requests, decoders), memory_bytes)
+
+
+def _memory_bytes(decode: DecodeJob, largest_pixels: int) -> int:
     pictures_bytes = min(decode.limits.memory_bytes, _PICTURES * 4 * largest_pixels)
-    memory_bytes = _DECODER_BYTES + pictures_bytes + 2 * per_task * decode.clip_bytes
-    fitting = int(resources.get("memory", math.inf) // memory_bytes) if "memory" in resources else decoders
-    return Layout(max(1, min(decoders, fitting)), decoder_cpus, predictors, gpus, per_task, memory_bytes)
+    return _DECODER_BYTES + pictures_bytes + 2 * decode.rows_at_once * decode.clip_bytes
 
 
-class _ReadShard:
-    """Reads request shards of the plan; a task, not an actor."""
-
-    def __init__(self, uris: Sequence[str], options: StorageOptions) -> None:
-        self._uris, self._options = list(uris), options
-
-    def read(self, batch: Batch) -> Iterator[pa.Table]:
-        for number in batch["id"]:
-            uri = self._uris[int(number)]
-            yield read_requests(patiently(lambda uri=uri: storage.read_bytes(uri, self._options)))  # type: ignore[misc]
+def _task_rows(requests: int, decoders: int) -> int:
+    """Enough tasks to spread evenly and to lose little with a killed one, but no endless list of them."""
+    even = min(_TASK_ROWS, math.ceil(requests / (decoders * 16)))
+    return max(1, even, math.ceil(requests / _MOST_TASKS))
 
 
 def label_stream(
-    shards: Sequence[str],
+    shards: Sequence[Shard],
     files: OutputFiles,
     decode: DecodeJob,
     models: Models,
@@ -117,27 +118,23 @@ def label_stream(
     clips: int,
 ) -> Dataset:
     """A lazy dataset of ``model, table`` cells (see :class:`Predictor`), in any order."""
-    _quieten()
-    reader = _ReadShard([files.path(name) for name in shards], files.options)
-    requests = (
-        ray.data.range(len(shards), override_num_blocks=len(shards))
-        .map_batches(reader.read, batch_size=1, num_cpus=_PLAN_CPUS)
-        .repartition(target_num_rows_per_block=layout.task_rows, strict=True)
-    )
+    _prepare(decode)
+    tasks = [pa.table({k: [v] for k, v in task.items()}) for task in slices(shards, layout.task_rows)]
+    requests, plan = ray.data.from_arrow(tasks), ShardReader(files)
     options = {
         "batch_size": None,
         "num_cpus": layout.decoder_cpus,
         "memory": layout.memory_bytes,
         "compute": _pool(layout.decoders),
-        # A killed worker costs its rows a second decode, never the job.
-        "max_restarts": -1,
-        "max_task_retries": -1,
     }
     if not layout.predictors:
         threads = max(1, int(layout.decoder_cpus))
-        return requests.map_batches(DecodePredict, fn_constructor_args=(decode, models, threads), **options)
-    decoded = requests.map_batches(RequestDecoder, fn_constructor_args=(decode,), **options)
-    options |= {"num_cpus": 0.1, "num_gpus": layout.gpus, "memory": None, "compute": _pool(layout.predictors)}
+        return requests.map_batches(
+            DecodePredict, fn_constructor_args=(decode, plan, models, threads), **options
+        )
+    decoded = requests.map_batches(RequestDecoder, fn_constructor_args=(decode, plan), **options)
+    options |= {"num_cpus": _PREDICTOR_CPUS, "num_gpus": layout.gpus or None, "memory": None}
+    options |= {"compute": _pool(layout.predictors)}
     return decoded.map_batches(
         Predictor, fn_constructor_args=(models,), fn_constructor_kwargs={"clips": clips}, **options
     )
@@ -148,8 +145,10 @@ def _pool(size: int) -> ActorPoolStrategy:
     return ActorPoolStrategy(min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2)
 
 
-def _quieten() -> None:
+def _prepare(decode: DecodeJob) -> None:
     context = DataContext.get_current()
+    # Blocks of clips as large as the decoders make them, neither joined to larger ones nor split.
+    context.target_max_block_size = max(decode.block_bytes, decode.rows_at_once * decode.clip_bytes)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

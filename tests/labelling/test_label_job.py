@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,8 @@ def test_run_in_mlflow_tells_the_figures(corpus: Path, tmp_path: Path, tracking:
 
 def test_command_line(corpus: Path, tmp_path: Path, model: Path) -> None:
     """Only the parts that need no Ray of their own: usage errors and --help."""
-    command = ["tubelet", "label", str(corpus), "--model", str(model), "--out", str(tmp_path / "out")]
+    tubelet = str(Path(sys.executable).with_name("tubelet"))
+    command = [tubelet, "label", str(corpus), "--model", str(model), "--out", str(tmp_path / "out")]
     done = subprocess.run([*command, "--views", "many"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.strip() == "error: --views 'many': write TIMExSPACE, for example 4x3"

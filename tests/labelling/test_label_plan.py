@@ -33,7 +33,7 @@ def published_of(rows: list[dict[str, Any]]) -> Published:
 
 
 def requests_of(plan: Plan, files: OutputFiles) -> list[dict[str, Any]]:
-    return [row for shard in plan.shards for row in read_requests(files.read(shard)).to_pylist()]
+    return [row for shard in plan.shards for row in read_requests(files.read(shard.name)).to_pylist()]
 
 
 @pytest.fixture
