@@ -53,12 +53,16 @@ def command(  # noqa: PLR0917 - typer reads them as options
         print_summary({"dry_run": True, "steps": prepared.total_steps, "videos": len(prepared.examples)})
         return
     with OutputLock(out, job="tubelet train"):
+        from pipeline.training.build import initial_model
         from pipeline.training.fit import StoppedError, fit
 
+        report = initial_model(prepared)
+        if report:
+            say(report)
         # Logical CPUs: fewer than four cannot hold ranks, planning and decoding at once.
         connect_ray(ray_address, num_cpus=max(4, os.cpu_count() or 1))
         try:
-            summary = fit(prepared)
+            summary = fit(prepared, report)
         except StoppedError as stop:
             say(str(stop))
             raise typer.Exit(128 + 15) from None

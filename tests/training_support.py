@@ -21,9 +21,9 @@ from pipeline.clips import Batch
 from pipeline.clips.plan import Plan
 from pipeline.clips.stream import TrainDecoder
 from pipeline.corpus.manifest import key_of, schema_with, write_manifest
+from pipeline.training.build import initial_model, plan_of, stream_config, targets_of, validation_of
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.feed import FeedConfig
-from pipeline.training.fit import initial_model, plan_of, stream_config
 from pipeline.training.loop import Rank, Seat, TrainJob
 from pipeline.training.prepare import INITIAL, Prepared, Request, prepare
 from pipeline.training.recipe import load_recipe
@@ -163,7 +163,7 @@ def run_rank(rank: int, world: int, manifest: str, run: Run) -> Notes:
     notes = Notes()
     decoder = TrainDecoder(job.feed.stream)
     batches = _decoded(rank, world, job, plan, decoder, run.killed_before)
-    Rank(job, Seat(rank, world, torch.device("cpu")), batches, prepared.examples.targets, notes).run()
+    Rank(job, Seat(rank, world, torch.device("cpu")), batches, targets_of(prepared), notes).run()
     return notes
 
 
@@ -178,6 +178,7 @@ def job_of(prepared: Prepared, plan: Plan, store: CheckpointStore) -> TrainJob:
         labels=prepared.examples.labels,
         targets=None,
         train_rows=len(prepared.examples),
+        validation=validation_of(prepared),
         feed=feed,
         initial=f"{prepared.request.out}/{INITIAL}",
         board=None,
@@ -188,13 +189,12 @@ def job_of(prepared: Prepared, plan: Plan, store: CheckpointStore) -> TrainJob:
 def _decoded(
     rank: int, world: int, job: TrainJob, plan: Plan, decoder: TrainDecoder, killed_before: int | None
 ) -> Iterator[Batch]:
-    shape = job.feed.shape(world)
-    for step in range(job.feed.checkpoints.newest() or 0, job.feed.total_steps):
-        if step == killed_before:
+    first, last = job.feed.checkpoints.newest() or 0, job.feed.total_steps
+    for number, table in enumerate(plan.blocks(first, last, job.feed.shape(world))):
+        if table["step"][0].as_py() == killed_before and table["view"][0].as_py() < 0:
             raise KilledError
-        for part, table in enumerate(plan.requests(step, shape)):
-            if part % world == rank:
-                yield decoder({name: table[name].to_numpy() for name in table.column_names})
+        if number % world == rank:  # as equal blocks in order are dealt out
+            yield decoder({name: table[name].to_numpy() for name in table.column_names})
 
 
 def weights_of(out: str, step: int) -> dict[str, torch.Tensor]:

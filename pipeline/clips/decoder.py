@@ -27,8 +27,9 @@ Batch = dict[str, npt.NDArray[Any]]
 class ClipDecoder:
     """A callable for ``map_batches`` in an actor; owns one killable decode process.
 
-    Rows need ``key, uri, etag, size`` and may have ``clip_start_s, clip_end_s`` (a segment) and, for
-    training, ``epoch, repeat``. All columns pass through. Added, for n rows of V views (no V in training):
+    Rows need ``key, uri, etag, size`` and may have ``clip_start_s, clip_end_s`` (a segment) and, with
+    ``train`` given, ``epoch, repeat`` and ``view`` (-1: a training clip; else that one of ``views``). All
+    columns pass through. Added, for n rows of V views (no V with ``train``):
 
     - ``tubelets`` uint8 ``(n, V, tokens, t*h*w*3)``, zeros where the row failed;
     - ``clip_times_s`` float64 ``(n, V, T)``, seconds of the frames taken, NaN where the row failed;
@@ -98,6 +99,8 @@ class ClipDecoder:
     def _views_of(self, row: Mapping[str, Any]) -> Sequence[View]:
         if self._train is None:
             return self._views
+        if row.get("view", -1) >= 0:
+            return [self._views[int(row["view"])]]
         names = (self._seed, int(row["epoch"]), str(row["key"]), int(row.get("repeat", 0)))
         return [self._train.view(self._spec, generator(*names))]
 

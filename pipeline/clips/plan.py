@@ -54,17 +54,46 @@ class BatchShape:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """When to look at other videos between steps: how many, and how many clips of each."""
+
+    videos: int
+    views: int
+    every: int | None
+    total_steps: int
+
+    def due(self, steps_done: int) -> bool:
+        """Whether to validate once so many steps are done: on schedule, and at the end."""
+        return steps_done == self.total_steps or bool(self.every and steps_done % self.every == 0)
+
+    def rounds(self, shape: BatchShape) -> int:
+        """Micro-batches of each rank."""
+        return -(-self.videos * self.views // (shape.rows * shape.world))
+
+
+@dataclass(frozen=True)
 class Plan:
     """The training videos in a fixed order, and what to draw from them.
 
-    ``table`` has the columns of ``REFERENCE``, a row a training video. ``groups`` int64 ``(n,)`` makes
-    every group (class) equally frequent; None draws every video once an epoch.
+    ``table`` has the columns of ``REFERENCE``, a row a training video. ``groups`` int64 ``(n,)`` makes every
+    group (class) equally frequent; None draws every video once an epoch. Validation is part of the same
+    stream, so that it finds its clips decoded, and training after it too.
     """
 
     table: pa.Table
     batch: int
     seed: int
     groups: Ints | None = None
+    validation: Validation | None = None
+    validation_table: pa.Table | None = None
+
+    def blocks(self, first: int, last: int, shape: BatchShape) -> Iterator[pa.Table]:
+        """Micro-batches of the steps ``first <= step < last`` and of the validations due after each."""
+        for step in range(first, last):
+            yield from self.requests(step, shape)
+            if self.validation is not None and self.validation.due(step + 1):
+                assert self.validation_table is not None
+                yield from _validation_requests(self.validation, self.validation_table, step + 1, shape)
 
     def samples(self, step: int) -> tuple[Ints, Ints, Ints]:
         """Of global batch ``step``: row indices, epochs, and how often the row came before in its epoch."""
@@ -88,27 +117,46 @@ class Plan:
         """The clip requests of one global batch: a table of ``shape.rows`` rows a micro-batch, in part order.
 
         Columns: ``REFERENCE``, ``index`` (row of ``table``), ``epoch``, ``repeat``, ``step``, ``part``,
-        ``weight`` (1, or 0 for filling).
+        ``view`` (-1: a training clip, else that of a validation) and ``weight`` (1, or 0 for filling).
         """
         index, epochs, repeats = self.samples(step)
         for part in range(shape.parts):
             start, stop = shape.bounds(part)
             # Filling repeats the part's last row (or the batch's first): never decoded, only there to count.
             rows = np.minimum(np.arange(start, start + shape.rows), max(stop - 1, 0))
-            weight = (np.arange(start, start + shape.rows) < stop).astype(np.float32)
-            constant = np.ones(shape.rows, np.int64)
-            columns = {
-                "index": index[rows],
-                "epoch": epochs[rows],
-                "repeat": repeats[rows],
-                "step": constant * step,
-                "part": constant * part,
-                "weight": weight,
-            }
-            table = self.table.select(REFERENCE).take(pa.array(index[rows]))
-            for name, column in columns.items():
-                table = table.append_column(name, pa.array(column))
-            yield table
+            weight = np.arange(start, start + shape.rows) < stop
+            yield _requests(
+                self.table,
+                index[rows],
+                epoch=epochs[rows],
+                repeat=repeats[rows],
+                step=step,
+                part=part,
+                view=-1,
+                weight=weight,
+            )
+
+
+def _validation_requests(
+    validation: Validation, table: pa.Table, step: int, shape: BatchShape
+) -> Iterator[pa.Table]:
+    """Views are rows here; block ``p`` is for rank ``p % world``."""
+    clips = validation.videos * validation.views
+    for part in range(validation.rounds(shape) * shape.world):
+        place = np.arange(part * shape.rows, (part + 1) * shape.rows)
+        rows = np.minimum(place, clips - 1)
+        index, view = rows // validation.views, rows % validation.views
+        weight = place < clips
+        yield _requests(table, index, weight, epoch=0, repeat=0, step=step, part=part, view=view)
+
+
+def _requests(table: pa.Table, index: Ints, weight: npt.NDArray[np.bool_], **columns: Ints | int) -> pa.Table:
+    """Rows ``index`` of ``table`` with ``columns``, whole numbers, beside them."""
+    requests = table.select(REFERENCE).take(pa.array(index))
+    for name, values in {"index": index, **columns}.items():
+        full = np.broadcast_to(np.asarray(values, np.int64), index.shape)
+        requests = requests.append_column(name, pa.array(full))
+    return requests.append_column("weight", pa.array(weight.astype(np.float32)))
 
 
 @lru_cache(maxsize=4)

@@ -38,6 +38,7 @@ class StreamConfig:
 
     spec: ClipSpec
     crop: TrainCrop
+    views: tuple[int, int]  # of validation
     seed: int
     decode_workers: int
     decode_cpus: float = 1.0  # logical CPUs of a decode worker
@@ -59,8 +60,7 @@ def training_stream(
         own: Plan = ray.get(plan)
         for chunk in batch["chunk"]:
             start = first + int(chunk) * STEPS_A_CHUNK
-            for step in range(start, min(start + STEPS_A_CHUNK, last)):
-                yield from own.requests(step, shape)
+            yield from own.blocks(start, min(start + STEPS_A_CHUNK, last), shape)
 
     # Chunks come from memory: a read stage would hold whole CPUs, which two-core machines do not have to
     # spare.
@@ -86,6 +86,7 @@ class TrainDecoder:
     def __init__(self, config: StreamConfig) -> None:
         self._decoder = ClipDecoder(
             config.spec,
+            views=config.views,
             train=config.crop,
             seed=config.seed,
             storage=config.storage,

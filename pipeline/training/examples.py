@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.clips.plan import REFERENCE
 from pipeline.config import UserError
@@ -36,9 +37,16 @@ class Examples:
 
 
 def load_examples(
-    manifest: pa.Table, head_columns: Mapping[str, str], *, multilabel: bool = False, split: str = "train"
+    manifest: pa.Table,
+    head_columns: Mapping[str, str],
+    *,
+    multilabel: bool = False,
+    split: str = "train",
+    labels: Mapping[str, list[str]] | None = None,
 ) -> Examples:
     """The videos of ``split`` that have a label in every column of ``head_columns`` (head -> column).
+
+    ``labels`` given: these are the classes, and videos of others are left out.
 
     Raises:
         UserError: nothing is labelled, the split is empty, a head has one class only.
@@ -47,11 +55,20 @@ def load_examples(
     for column in head_columns.values():
         rows = select(rows, split, labelled=True, head=column, required=True)
     rows = rows.sort_by([("key", "ascending"), ("segment", "ascending")])
-    labels = {head: class_names(rows, column, at_least=2) for head, column in head_columns.items()}
-    targets = {
-        head: _targets(rows[column], labels[head], multilabel) for head, column in head_columns.items()
+    for head, names in (labels or {}).items():
+        rows = _of_classes(rows, head_columns[head], names)
+    own = {
+        head: labels[head] if labels else class_names(rows, column, at_least=2)
+        for head, column in head_columns.items()
     }
-    return Examples(rows.select(REFERENCE).combine_chunks(), targets, labels, fingerprint(rows))
+    targets = {head: _targets(rows[column], own[head], multilabel) for head, column in head_columns.items()}
+    return Examples(rows.select(REFERENCE).combine_chunks(), targets, own, fingerprint(rows))
+
+
+def _of_classes(rows: pa.Table, column: str, names: list[str]) -> pa.Table:
+    if pa.types.is_list(rows[column].type):
+        return rows  # of several labels, the unknown ones are not counted
+    return rows.filter(pc.is_in(rows[column], pa.array(names, pa.string())))
 
 
 def _targets(column: pa.ChunkedArray, names: list[str], multilabel: bool) -> npt.NDArray[Any]:
@@ -64,5 +81,6 @@ def _targets(column: pa.ChunkedArray, names: list[str], multilabel: bool) -> npt
     hot = np.zeros((len(column), len(names)), np.uint8)
     for row, value in enumerate(column.to_pylist()):
         for one in value if many else [value]:
-            hot[row, number[one]] = 1
+            if one in number:
+                hot[row, number[one]] = 1
     return hot

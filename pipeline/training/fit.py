@@ -16,24 +16,21 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
 from ray.train.torch import TorchTrainer
 
-from pipeline.clips import TrainCrop
-from pipeline.clips.plan import Plan
-from pipeline.clips.stream import StreamConfig
 from pipeline.config import UserError
 from pipeline.corpus import storage
 from pipeline.models import ModelBundle
 from pipeline.progress import ProgressLine
 from pipeline.tracking import Tracker
 from pipeline.training.board import Record, open_board
+from pipeline.training.build import make_job
 from pipeline.training.checkpoint import CheckpointStore
-from pipeline.training.feed import NAME, Feed, FeedConfig
+from pipeline.training.feed import NAME, Feed
 from pipeline.training.loop import TrainJob, train_worker
-from pipeline.training.prepare import INITIAL, Prepared, write_record
+from pipeline.training.prepare import Prepared, write_record
 from pipeline.training.resources import Resources, share_out
-from pipeline.vivit import ViViT
+from pipeline.training.state import MODEL_FILE
 
 POLL_S = 0.25
 # Ray Train looks after its ranks this often; at its default of 2 s a short run mostly waits for its end.
@@ -58,12 +55,15 @@ class Progress:
     restarts: int = -1
     first_step: int = 0
     figures: dict[str, float] = field(default_factory=dict)
+    validation: dict[str, float] = field(default_factory=dict)
     stall_s: float = 0.0
     steps_s: float = 0.0
 
 
-def fit(prepared: Prepared) -> dict[str, Any]:
+def fit(prepared: Prepared, init_report: str = "") -> dict[str, Any]:
     """Run a prepared training to its end on the Ray that is connected; returns the summary.
+
+    ``init_report``: what :func:`pipeline.training.build.initial_model` said.
 
     Raises:
         StoppedError: SIGTERM or SIGINT came; a checkpoint was saved.
@@ -74,6 +74,8 @@ def fit(prepared: Prepared) -> dict[str, Any]:
     tracker = _start_tracker(prepared)
     try:
         write_record(prepared, tracker.run_id)
+        if init_report:
+            tracker.log_text(init_report, "init.txt")
         progress = _train(prepared, resources, tracker)
         _raise_outcome(prepared, progress)
         summary = _publish(prepared, tracker)
@@ -120,70 +122,6 @@ def _params(prepared: Prepared) -> dict[str, object]:
     return flat | {"total_steps": prepared.total_steps, "train_videos": len(prepared.examples)}
 
 
-def initial_model(prepared: Prepared) -> str:
-    """Folder of the weights that step 0 starts from; made once, so that a resume starts from the same."""
-    request = prepared.request
-    folder_uri = storage.join(request.out, INITIAL)
-    target = storage.join(folder_uri, "model.safetensors")
-    if prepared.record is None or not storage.exists(target, request.options):
-        torch.manual_seed(request.recipe.seed)
-        model = ViViT(prepared.config)
-        with tempfile.TemporaryDirectory(prefix="tubelet-init-") as folder:
-            bundle = ModelBundle(model, prepared.examples.labels, prepared.spec, request.recipe.multilabel)
-            path = bundle.save(folder)
-            storage.upload_file(path, target, request.options)
-    return folder_uri
-
-
-def _metadata(prepared: Prepared) -> dict[str, Any]:
-    """What every model file of the run says of its origin."""
-    return {
-        "recipe": prepared.request.recipe.model_dump(mode="json"),
-        "manifest": storage.normalise_uri(prepared.request.manifest),
-        "data_fingerprint": prepared.examples.fingerprint,
-    }
-
-
-def plan_of(prepared: Prepared) -> Plan:
-    """The sample plan of the whole run."""
-    recipe, examples = prepared.request.recipe, prepared.examples
-    groups = next(iter(examples.targets.values())) if recipe.sampling == "balanced" else None
-    return Plan(examples.table, recipe.batch, recipe.seed, groups)
-
-
-def stream_config(prepared: Prepared, decode_workers: int, decode_cpus: float) -> StreamConfig:
-    """How its samples are decoded."""
-    request, cut = prepared.request, prepared.request.recipe.augment
-    return StreamConfig(
-        spec=prepared.spec,
-        crop=TrainCrop(crop=cut.crop, scale_jitter=cut.jitter, area=cut.area, ratio=cut.ratio, flip=cut.flip),
-        seed=request.recipe.seed,
-        decode_workers=decode_workers,
-        decode_cpus=decode_cpus,
-        storage=request.options,
-    )
-
-
-def _job(prepared: Prepared, resources: Resources, board: Any) -> TrainJob:
-    request, recipe = prepared.request, prepared.request.recipe
-    plan = ray.put(plan_of(prepared))
-    stream = stream_config(prepared, resources.decode_workers, resources.decode_cpus)
-    store = CheckpointStore(storage.normalise_uri(request.out), request.options, recipe.retain)
-    feed = FeedConfig(plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store)
-    return TrainJob(
-        recipe=recipe,
-        spec=prepared.spec,
-        labels=prepared.examples.labels,
-        targets=ray.put(prepared.examples.targets),
-        feed=feed,
-        initial=initial_model(prepared),
-        train_rows=len(prepared.examples),
-        board=board,
-        metadata=_metadata(prepared),
-        watch_nodes=len(ray.nodes()) > 1,
-    )
-
-
 def _trainer(job: TrainJob, resources: Resources, scratch: str) -> TorchTrainer:
     least, most = job.recipe.world
     return TorchTrainer(
@@ -223,7 +161,7 @@ def _train(prepared: Prepared, resources: Resources, tracker: Tracker) -> Progre
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     board = open_board()
     with tempfile.TemporaryDirectory(prefix="tubelet-train-") as scratch, _signals(board) as reasons:
-        trainer = _trainer(_job(prepared, resources, board), resources, scratch)
+        trainer = _trainer(make_job(prepared, resources, board), resources, scratch)
         errors: list[BaseException] = []
         # In a thread: the main one hears signals and feeds the tracker.
         thread = threading.Thread(target=_fit_in_thread, args=(trainer, errors), name="fit", daemon=True)
@@ -278,6 +216,9 @@ def _hear(board: Any, progress: Progress, tracker: Tracker, line: ProgressLine) 
             line.done = progress.step = progress.first_step = record["step"]
         elif record["kind"] == "step":
             _hear_step(record, progress, tracker, line)
+        elif record["kind"] == "validation":
+            progress.validation = record["figures"]
+            tracker.log_metrics({f"val/{name}": v for name, v in record["figures"].items()}, record["step"])
         elif record["kind"] == "end":
             progress.step, progress.outcome = record["step"], record["outcome"]
 
@@ -312,25 +253,43 @@ def _raise_outcome(prepared: Prepared, progress: Progress) -> None:
 
 
 def _publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
-    """The final model, written last: whoever sees it sees the end of the run."""
-    request = prepared.request
+    """Register the final model and the best, then write the final one: whoever sees it sees the run's end."""
+    request, total = prepared.request, prepared.total_steps
     store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+    name = storage.name_of(request.out)
     with tempfile.TemporaryDirectory(prefix="tubelet-final-") as folder:
-        files = store.fetch(prepared.total_steps, Path(folder))
-        final = Path(folder) / "final"
-        bundle = ModelBundle.load(files / "model.safetensors")
-        bundle.metadata["run_id"] = tracker.run_id
-        path = bundle.save(final)
-        name = storage.name_of(request.out)
-        version = tracker.log_model(final, name, alias="champion", step=prepared.total_steps)
-        storage.upload_file(path, storage.join(request.out, "model.safetensors"), request.options)
+        final = _stamped(store, total, Path(folder), tracker)
+        notes = final.metadata
+        best = (notes.get("best") or {}).get("step", total)
+        version = tracker.log_model(Path(folder) / "step", name, alias="latest", step=total)
+        best_version = version
+        if best != total and store.is_complete(best):
+            with tempfile.TemporaryDirectory(prefix="tubelet-best-") as other:
+                _stamped(store, best, Path(other), tracker)
+                best_version = tracker.log_model(Path(other) / "step", name, alias="best", step=best)
+        elif version is not None:
+            tracker.set_alias(name, "best", version)
+        local = Path(folder) / "step" / MODEL_FILE
+        storage.upload_file(local, storage.join(request.out, MODEL_FILE), request.options)
     return {
         "out": request.out,
-        "steps": prepared.total_steps,
+        "steps": total,
         "run_id": tracker.run_id,
         "model_name": name,
         "model_version": version,
+        "best_step": best,
+        "best_version": best_version,
+        **{f"val_{k}": v for k, v in (notes.get("validation") or {}).items()},
     }
+
+
+def _stamped(store: CheckpointStore, step: int, folder: Path, tracker: Tracker) -> ModelBundle:
+    """The model of a checkpoint, which also says its run, in ``folder``/step."""
+    files = store.fetch(step, folder / "fetched")
+    bundle = ModelBundle.load(files / MODEL_FILE)
+    bundle.metadata["run_id"] = tracker.run_id
+    bundle.save(folder / "step")
+    return bundle
 
 
 def _figures(progress: Progress, seconds: float) -> dict[str, Any]:

@@ -21,14 +21,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.clips import Batch, ClipSpec, seed_of
-from pipeline.clips.plan import BatchShape
+from pipeline.clips.plan import BatchShape, Validation
 from pipeline.training.board import Poster
 from pipeline.training.checkpoint import CheckpointWriter
 from pipeline.training.examples import Targets
 from pipeline.training.feed import Ahead, FeedConfig, micro_batches
 from pipeline.training.forward import Forward, failed_rows
 from pipeline.training.recipe import Recipe
+from pipeline.training.speed import peak_flops, train_flops
 from pipeline.training.state import TrainState
+from pipeline.training.validation import Validator
 
 # How often all ranks ask Ray Train together whether a node is about to go: the question is a barrier.
 PREEMPTION_EVERY_S = 5.0
@@ -40,15 +42,17 @@ JUDGED_CLIPS = 64
 class TrainJob:
     """All that a rank needs to know; small, as it travels to every rank.
 
-    ``targets`` lie in the object store. ``initial`` is the folder of the model that step 0 starts from.
-    ``metadata`` goes into every model file. ``watch_nodes``: nodes may be taken away, with notice.
+    ``targets``, of training and validation videos, lie in the object store. ``initial`` is the folder of
+    the model that step 0 starts from. ``metadata`` goes into every model file. ``watch_nodes``: nodes may be
+    taken away, with notice.
     """
 
     recipe: Recipe
     spec: ClipSpec
     labels: dict[str, list[str]]
-    targets: ray.ObjectRef[Targets]
+    targets: ray.ObjectRef[tuple[Targets, Targets | None]]
     train_rows: int
+    validation: Validation | None
     feed: FeedConfig
     initial: str
     board: Any
@@ -113,14 +117,25 @@ class Rank:
     """One rank: its model, its share of every global batch, and (rank 0) the checkpoints and the figures."""
 
     def __init__(
-        self, job: TrainJob, seat: Seat, batches: Iterator[Batch], targets: Targets, poster: Poster
+        self,
+        job: TrainJob,
+        seat: Seat,
+        batches: Iterator[Batch],
+        targets: tuple[Targets, Targets | None],
+        poster: Poster,
     ) -> None:
         self.job, self.recipe, self.poster = job, job.recipe, poster
         self.rank, self.world, self.device = seat.rank, seat.world, seat.device
         self.batches = batches
         self.shape: BatchShape = job.feed.shape(self.world)
         self.state = TrainState.start(job, self.device)
-        self.forward = Forward(self.recipe, self.state.model.config, targets, self.device)
+        self.forward = Forward(self.recipe, self.state.model.config, targets[0], self.device)
+        self.validator: Validator | None = None
+        if job.validation is not None and targets[1] is not None:
+            many = self.recipe.multilabel
+            self.validator = Validator(job.validation, targets[1], self.shape, self.state, many)
+        self.peak_flops = peak_flops(self.device, self.recipe.precision) if self.rank == 0 else None
+        self.notes = {name: self.state.notes.get(name) for name in ("validation", "best")}
         self.writer = CheckpointWriter(job.feed.checkpoints) if self.rank == 0 else None
         self.saved_step = self.state.step or -1
         self.seen = self.failed = 0.0
@@ -147,7 +162,8 @@ class Rank:
             before = now
             if outcome != "done":
                 break
-            if (step + 1) % self.recipe.checkpoint_every == 0:
+            validated = self._validate(step + 1)
+            if validated or (step + 1) % self.recipe.checkpoint_every == 0:
                 self._save()
         final = self._settle(before) if before else "done"
         at_end = self.state.step == self.job.feed.total_steps
@@ -235,9 +251,24 @@ class Rank:
         }
         if not self.recipe.multilabel and not self.recipe.augment.mixup and not self.recipe.augment.cutmix:
             figures["accuracy"] = totals.correct / weight
+        if self.peak_flops:
+            rate = self.recipe.batch / seconds / self.world
+            figures["mfu"] = rate * train_flops(self.state.model.config) / self.peak_flops
         if self.device.type == "cuda":
             figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self._post(kind="step", step=pending.step + 1, figures=figures, failed=int(totals.failed))
+
+    def _validate(self, step: int) -> bool:
+        """Validate if it is due. The best step is spared by retention, and noted in each checkpoint."""
+        if self.validator is None or not self.validator.validation.due(step):
+            return False
+        scores = self.validator(self.batches, step)
+        best = self.notes["best"]
+        if best is None or scores.main > best["score"]:
+            self.notes["best"] = {"step": step, "score": scores.main}
+        self.notes["validation"] = scores.values
+        self._post(kind="validation", step=step, figures=scores.values, best=self.notes["best"])
+        return True
 
     def _save(self) -> None:
         if self.state.step == self.saved_step:
@@ -245,9 +276,10 @@ class Rank:
         self.saved_step = self.state.step
         if self.writer is None and not self.state.parallel.sharded:
             return
-        write = self.state.snapshot()
+        write = self.state.snapshot(self.notes)
         if self.writer:
-            self.writer.save(self.state.step, write)
+            best = self.notes["best"]
+            self.writer.save(self.state.step, write, keep=best["step"] if best else None)
             self._post(kind="checkpoint", step=self.state.step)
 
     def _post(self, **record: Any) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.clips import ClipSpec
 from pipeline.config import UserError
 from pipeline.corpus import storage
-from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.manifest import read_manifest, select
 from pipeline.corpus.storage import StorageOptions
 from pipeline.training.examples import Examples, load_examples
 from pipeline.training.recipe import Recipe
@@ -43,6 +43,7 @@ class Prepared:
     request: Request
     table: pa.Table
     examples: Examples
+    validation: Examples | None
     config: ViViTConfig
     spec: ClipSpec
     total_steps: int
@@ -71,10 +72,22 @@ def prepare(request: Request) -> Prepared:
     table = read_manifest(request.manifest, options=options)
     examples = load_examples(table, recipe.head_columns, multilabel=recipe.multilabel)
     _check_resume(request, record, examples)
+    validation = _validation_examples(request, table, examples)
     config = model_config(recipe, examples.labels)
     spec = recipe.clip_spec(config.tubelet)
     total, warmup = recipe.length(len(examples))
-    return Prepared(request, table, examples, config, spec, total, warmup, record)
+    return Prepared(request, table, examples, validation, config, spec, total, warmup, record)
+
+
+def _validation_examples(request: Request, table: pa.Table, examples: Examples) -> Examples | None:
+    """The videos to validate on, where the manifest has any of the classes that are trained."""
+    recipe, split = request.recipe, request.recipe.evaluation.split
+    if any(not len(select(table, split, labelled=True, head=h)) for h in recipe.head_columns.values()):
+        return None
+    found = load_examples(
+        table, recipe.head_columns, multilabel=recipe.multilabel, split=split, labels=examples.labels
+    )
+    return found if len(found) else None
 
 
 def model_config(recipe: Recipe, labels: dict[str, list[str]]) -> ViViTConfig:

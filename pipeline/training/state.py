@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -31,6 +31,7 @@ class TrainState:
 
     def __init__(self, job: TrainJob, model: ViViT, device: torch.device, step: int) -> None:
         self.job, self.recipe, self.device, self.step = job, job.recipe, device, step
+        self.notes: dict[str, Any] = {}  # of the checkpoint that this state was restored from
         self.model = model.to(device)
         self.model.activation_checkpointing(self.recipe.activation_checkpointing)
         self._set_modes()
@@ -51,11 +52,12 @@ class TrainState:
                 return cls(job, ModelBundle.load(job.initial, options=store.options).model, device, 0)
             files = store.fetch(step, Path(folder))
             saved = _read(files / STATE_FILE)
-            model = load_model(files / MODEL_FILE)[0]
+            model, metadata = load_model(files / MODEL_FILE)
             averages = dict(model.state_dict())
             model.load_state_dict(_under("raw", saved) or averages, assign=True)
             state = cls(job, model, device, step)
             state._restore(saved, averages)
+            state.notes = metadata
             return state
 
     # ---- a step
@@ -70,6 +72,19 @@ class TrainState:
         """Lower precision for the forward pass, where the recipe asks for it."""
         dtype = _DTYPES.get(self.recipe.precision)
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights, where the recipe averages."""
+        if not self.ema:
+            yield
+            return
+        own = [p.detach().clone() for p in self.model.parameters()]
+        self.ema.copy_to(self.model)
+        yield
+        with torch.no_grad():
+            for parameter, value in zip(self.model.parameters(), own, strict=True):
+                parameter.copy_(value)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss``."""
@@ -92,12 +107,15 @@ class TrainState:
 
     # ---- checkpoints
 
-    def snapshot(self) -> Callable[[Path], None]:
-        """A function that writes this state into an empty folder. All ranks call this; rank 0 writes."""
+    def snapshot(self, notes: dict[str, Any]) -> Callable[[Path], None]:
+        """A function that writes this state into an empty folder. All ranks call this; rank 0 writes.
+
+        ``notes``: plain values to keep with the model.
+        """
         weights = {name: full_tensor(value) for name, value in self.model.state_dict().items()}
         state = self._state_tensors(weights)
         model = self._unsharded(weights)
-        metadata = {**self.job.metadata, "step": self.step}
+        metadata = {**self.job.metadata, **notes, "step": self.step}
         bundle = ModelBundle(model, self.job.labels, self.job.spec, self.recipe.multilabel, metadata)
 
         def write(folder: Path) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.clips.plan import REFERENCE, BatchShape, Plan
+from pipeline.clips.plan import REFERENCE, BatchShape, Plan, Validation
 
 sizes = st.integers(1, 40)
 
@@ -23,6 +24,7 @@ def plan_of(count: int, batch: int, seed: int = 0, groups: np.ndarray | None = N
     return Plan(pa.table(arrays, names=list(REFERENCE)), batch, seed, groups)
 
 
+@settings(deadline=None, max_examples=40)
 @given(batch=sizes, world=st.integers(1, 7), accumulate=st.integers(1, 4))
 def test_parts_cover_the_batch_once(batch: int, world: int, accumulate: int) -> None:
     shape = BatchShape(batch, world, accumulate)
@@ -31,6 +33,7 @@ def test_parts_cover_the_batch_once(batch: int, world: int, accumulate: int) -> 
     assert max(stop - start for start, stop in bounds) == shape.rows
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     count=sizes, batch=sizes, world=st.integers(1, 5), accumulate=st.integers(1, 3), step=st.integers(0, 30)
 )
@@ -48,6 +51,7 @@ def test_world_does_not_change_the_global_batch(
     assert [set(table["part"].to_pylist()) for table in tables] == [{i} for i in range(world * accumulate)]
 
 
+@settings(deadline=None, max_examples=40)
 @given(count=sizes, batch=sizes)
 def test_every_epoch_holds_every_video_once_and_has_no_seam(count: int, batch: int) -> None:
     plan = plan_of(count, batch)
@@ -83,3 +87,23 @@ def test_requests_are_the_same_when_asked_again(step: int) -> None:
     shape = BatchShape(10, 3)
     first, again = (pa.concat_tables(plan_of(23, 10).requests(step, shape)) for _ in range(2))
     assert first.equals(again)
+
+
+@settings(deadline=None, max_examples=40)
+@given(count=st.integers(1, 9), views=st.integers(1, 4), world=st.integers(1, 4), batch=st.integers(4, 9))
+def test_validation_shows_every_view_once(count: int, views: int, world: int, batch: int) -> None:
+    shape = BatchShape(batch, world)
+    validation = Validation(count, views, every=2, total_steps=5)
+    plan = replace(plan_of(7, batch), validation=validation, validation_table=plan_of(count, 1).table)
+    blocks = list(plan.blocks(1, 5, shape))
+    assert {len(block) for block in blocks} == {shape.rows}, "ranks are dealt blocks of equal length"
+    for step in (2, 4, 5):
+        own = [b for b in blocks if b["view"][0].as_py() >= 0 and b["step"][0].as_py() == step]
+        assert len(own) == world * validation.rounds(shape), "as many blocks for each rank"
+        rows = pa.concat_tables(own)
+        real = rows.filter(pa.array(rows["weight"].to_numpy() > 0))
+        pairs = list(zip(real["index"].to_pylist(), real["view"].to_pylist(), strict=True))
+        assert pairs == [(i, k) for i in range(count) for k in range(views)]
+    # A run resumed at step 4 has the validation of step 4 behind it.
+    first = next(plan.blocks(4, 5, shape))
+    assert (first["step"][0].as_py(), first["view"][0].as_py()) == (4, -1)
