@@ -107,7 +107,7 @@ class _Index:
         self.src = storage.normalise_uri(config.src)
         self.out = storage.normalise_uri(config.out)
         self.config = config
-        self.now = datetime.now(timezone.utc)
+        self.now = datetime.now(timezone.utc).replace(tzinfo=None)
 
     def run(self) -> IndexSummary:
         exists = check_output(self.out, update=self.config.update)

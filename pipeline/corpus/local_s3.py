@@ -76,6 +76,8 @@ class LocalS3:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            # weed makes an administrator of AWS_* in its environment, over the one configured here
+            env={name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
         )
         log.close()
         self._wait()

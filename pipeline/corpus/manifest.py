@@ -57,7 +57,8 @@ _AFTER_LABELS = [
     ("keyframes_s", pa.list_(pa.float64())),
     ("clip_start_s", pa.float64()),
     ("clip_end_s", pa.float64()),
-    ("indexed_at", pa.timestamp("us", tz="UTC")),
+    # In UTC, but without a zone: DuckDB's Python client cannot fetch zoned times unless pytz is there.
+    ("indexed_at", pa.timestamp("us")),
 ]
 _METADATA_KEY = b"tubelet"
 

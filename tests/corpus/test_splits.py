@@ -1,4 +1,4 @@
-"""Splits are functions of the key, the group or a column: stable, leak-free, refused when they fit nothing."""
+"""Splits are functions of the key, the group or a column: stable, leak-free; refused if they fit nothing."""
 
 from __future__ import annotations
 

@@ -1,0 +1,372 @@
+"""Indexing a real corpus, locally and on S3: every object is a row, and running again costs what changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow.dataset as ds
+import pytest
+from corpus_support import ODD_NAMES, put, put_text, put_videos, video_bytes
+from support import SHARED, S3Bucket
+
+from pipeline.config import UserError
+from pipeline.corpus import storage
+from pipeline.corpus.index import IndexConfig, IndexSummary, index_corpus
+from pipeline.corpus.local_s3 import LocalS3
+from pipeline.corpus.lock import OutputLock
+from pipeline.corpus.manifest import (
+    SCHEMA,
+    class_names,
+    fingerprint,
+    key_of,
+    manifest_file,
+    read_manifest,
+    select,
+)
+
+
+def _index(src: str, out: str, **settings: Any) -> IndexSummary:
+    return index_corpus(IndexConfig(src=src, out=out, workers=1, **settings))
+
+
+def _rows(out: str) -> dict[str, dict[str, Any]]:
+    return {row["path"]: row for row in read_manifest(out).to_pylist()}
+
+
+def _counts(summary: IndexSummary) -> tuple[int, ...]:
+    return (
+        summary.objects,
+        summary.ok,
+        summary.errors,
+        summary.probed,
+        summary.unchanged,
+        summary.removed,
+    )
+
+
+def test_every_object_is_a_row(root: str) -> None:
+    put_videos(f"{root}/v", ["left/a.mp4", "right/b.mp4", *ODD_NAMES])
+    put(
+        f"{root}/v",
+        {
+            "left/readme.txt": b"not a video",
+            "left/empty.mp4": b"",
+            "right/cut.mp4": video_bytes()[:300],
+            "_hidden/x.mp4": b"x",
+        },
+    )
+    summary = _index(f"{root}/v", f"{root}/manifest", labels="folders")
+    assert _counts(summary) == (12, 9, 3, 12, 0, 0)
+    rows = _rows(f"{root}/manifest")
+    video = rows["left/a.mp4"]
+    assert video["key"] == key_of("left/a.mp4")
+    assert (video["status"], video["codec"], video["label"]) == ("ok", "h264", "left")
+    assert (video["width"], video["height"], video["rotation"]) == (64, 48, 0)
+    assert (video["frames"], video["fps"], video["segment"]) == (6, 10.0, 0)
+    assert video["keyframes_s"] == pytest.approx([0.0, 0.3])
+    assert video["duration_s"] == pytest.approx(0.6)
+    assert video["indexed_at"] is not None
+    for path in ("left/readme.txt", "left/empty.mp4", "right/cut.mp4"):
+        row = rows[path]
+        assert row["status"] == "error"
+        assert row["error_code"]
+        assert row["error"]
+        assert row["codec"] is None
+    assert all(rows[name]["status"] == "ok" for name in ODD_NAMES)
+    assert read_manifest(f"{root}/manifest").schema.equals(SCHEMA)
+
+
+def test_local_and_s3_give_equal_manifests(tmp_path: Path, s3: S3Bucket) -> None:
+    places = [str(tmp_path), s3.uri]
+    tables = []
+    for place in places:
+        put_videos(f"{place}/v", ["left/a b.mp4", "right/c.mp4", "right/größe.mp4"])
+        put(f"{place}/v", {"left/bad.mp4": b"nonsense"})
+        _index(f"{place}/v", f"{place}/m", labels="folders")
+        rows = sorted(read_manifest(f"{place}/m").to_pylist(), key=lambda row: row["key"])
+        for row in rows:
+            for name in ("uri", "etag", "indexed_at"):
+                del row[name]
+        tables.append(rows)
+    assert tables[0] == tables[1]
+
+
+def test_update_opens_only_what_changed(root: str) -> None:
+    src, out = f"{root}/v", f"{root}/m.parquet"
+    put_videos(src, ["a/same.mp4", "b/changed.mp4", "b/removed.mp4"])
+    put(src, {"a/bad.mp4": b"broken"})
+    assert _counts(_index(src, out, labels="folders")) == (4, 3, 1, 4, 0, 0)
+    first = _rows(out)
+    put(src, {"b/changed.mp4": video_bytes(frames=9), "b/new.mp4": video_bytes(seed=9)})
+    storage.delete(f"{src}/b/removed.mp4")
+    assert _counts(_index(src, out, update=True)) == (4, 3, 1, 2, 2, 1)
+    second = _rows(out)
+    assert (second["b/changed.mp4"]["frames"], second["b/new.mp4"]["label"]) == (9, "b")
+    assert second["a/same.mp4"] == first["a/same.mp4"]
+    assert second["a/bad.mp4"] == first["a/bad.mp4"]
+    gone = second["b/removed.mp4"]
+    assert (gone["status"], gone["error_code"], gone["label"]) == ("gone", "gone", "b")
+    assert _counts(_index(src, out, update=True)) == (4, 3, 1, 0, 4, 0)
+    assert _rows(out) == second
+    put(src, {"b/removed.mp4": video_bytes(seed=2)})
+    assert _counts(_index(src, out, update=True)) == (5, 4, 1, 1, 4, 0)
+    assert _rows(out)["b/removed.mp4"]["status"] == "ok"
+
+
+def test_update_can_change_labels_without_opening_anything(tmp_path: Path) -> None:
+    src, out = str(tmp_path / "v"), str(tmp_path / "m")
+    put_videos(src, ["a.mp4", "b.mp4", "c.mp4"])
+    _index(src, out)
+    before = read_manifest(out)
+    labels = put_text(str(tmp_path / "l.csv"), "path,label_noun,label_verb", "a.mp4,x|y,go", "b.mp4,z,")
+    summary = _index(src, out, labels=labels, update=True)
+    assert (summary.probed, summary.unchanged, summary.labelled) == (0, 3, 2)
+    rows = _rows(out)
+    assert (rows["a.mp4"]["label_noun"], rows["a.mp4"]["label_verb"]) == (["x", "y"], "go")
+    assert rows["c.mp4"]["label_noun"] is None
+    assert fingerprint(read_manifest(out)) != fingerprint(before)
+    assert class_names(read_manifest(out), "label_noun") == ["x", "y", "z"]
+
+
+def test_update_remembers_labels_and_split(root: str) -> None:
+    src, out = f"{root}/v", f"{root}/m"
+    put_videos(src, ["a.mp4", "b.mp4"])
+    labels = put_text(f"{root}/l.csv", "path,label,fold", "a.mp4,x,one", "b.mp4,y,two", "c.mp4,x,two")
+    _index(src, out, labels=labels, split="column:fold")
+    put_videos(src, ["a.mp4", "b.mp4", "c.mp4"])
+    assert _index(src, out, update=True).splits == {"one": 1, "two": 2}
+    assert _rows(out)["c.mp4"]["label"] == "x"
+    storage.delete(labels)
+    with pytest.raises(UserError, match="there is no label file"):
+        _index(src, out, update=True)
+
+
+def test_update_of_another_corpus_is_refused(tmp_path: Path) -> None:
+    put_videos(str(tmp_path / "v"), ["a.mp4"])
+    put_videos(str(tmp_path / "w"), ["b.mp4"])
+    _index(str(tmp_path / "v"), str(tmp_path / "m"))
+    with pytest.raises(UserError, match=r"the manifest is of .*/v, and shares no object with .*/w"):
+        _index(str(tmp_path / "w"), str(tmp_path / "m"), update=True)
+
+
+def test_copied_bucket_keeps_keys_and_splits(tmp_path: Path, s3: S3Bucket) -> None:
+    paths = [f"{i}.mp4" for i in range(8)]
+    for place in (str(tmp_path), s3.uri):
+        put(f"{place}/v", dict.fromkeys(paths, b"not a video"))
+        _index(f"{place}/v", f"{place}/m")
+    local, remote = _rows(str(tmp_path / "m")), _rows(f"{s3.uri}/m")
+    assert [(r["key"], r["split"]) for r in local.values()] == [
+        (remote[p]["key"], remote[p]["split"]) for p in local
+    ]
+
+
+def test_labels_and_manifest_among_the_videos_do_not_count(root: str) -> None:
+    put_videos(root, ["a.mp4", "b.mp4"])
+    labels = put_text(f"{root}/labels.csv", "path,label", "a.mp4,x", "b.mp4,y")
+    put_text(f"{root}/notes.csv", "this one is an object")
+    for out in (f"{root}/m.parquet", f"{root}/m"):
+        _index(root, out, labels=labels)
+        summary = _index(root, out, update=True)
+        assert summary.unchanged == summary.objects
+        assert "notes.csv" in _rows(out)
+        assert not {"labels.csv", storage.name_of(manifest_file(out))} & set(_rows(out)) - {"m.parquet"}
+
+
+def test_include(root: str) -> None:
+    put_videos(f"{root}/v", ["a.mp4", "x/b.mp4"])
+    put(f"{root}/v", {"a.txt": b"1"})
+    assert _counts(_index(f"{root}/v", f"{root}/m", include="*.mp4")) == (2, 2, 0, 2, 0, 0)
+    with pytest.raises(UserError, match=r"matches --include '\*.avi'"):
+        _index(f"{root}/v", f"{root}/n", include="*.avi")
+
+
+def test_dry_run_writes_nothing(root: str) -> None:
+    put_videos(f"{root}/v", ["a.mp4", "b.mp4"])
+    summary = _index(f"{root}/v", f"{root}/m", dry_run=True)
+    assert (summary.objects, summary.probed, summary.to_probe, summary.dry_run) == (2, 0, 2, True)
+    assert not storage.exists(f"{root}/m")
+
+
+def test_existing_output_is_refused(root: str) -> None:
+    put_videos(f"{root}/v", ["a.mp4"])
+    for out in (f"{root}/m.parquet", f"{root}/m"):
+        _index(f"{root}/v", out)
+        with pytest.raises(UserError, match=r"exists: add --update"):
+            _index(f"{root}/v", out)
+    with pytest.raises(UserError, match=r"a folder with other things in it \('a.mp4'\)"):
+        _index(f"{root}/v", f"{root}/v")
+    with pytest.raises(UserError, match="is a file that is no manifest"):
+        _index(f"{root}/v", f"{root}/v/a.mp4")
+
+
+def test_two_jobs_on_one_output(root: str) -> None:
+    put_videos(f"{root}/v", ["a.mp4"])
+    with OutputLock(f"{root}/m", job="tubelet index"), pytest.raises(UserError, match="is in use by"):
+        _index(f"{root}/v", f"{root}/m")
+    _index(f"{root}/v", f"{root}/m")
+
+
+def test_no_videos(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="there are no videos under"):
+        _index(str(tmp_path / "empty"), str(tmp_path / "m"))
+    put(str(tmp_path / "hidden"), {"_a.mp4": b"1", ".b/c.mp4": b"1"})
+    with pytest.raises(UserError, match=r"names that begin with `\.` or `_` do not count"):
+        _index(str(tmp_path / "hidden"), str(tmp_path / "m"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "hidden"]
+
+
+def test_empty_prefix_on_s3(s3: S3Bucket) -> None:
+    with pytest.raises(UserError, match="there is nothing under s3://"):
+        _index(f"{s3.uri}/none", f"{s3.uri}/m")
+
+
+def test_user_errors_come_before_any_video_is_opened(root: str) -> None:
+    """A label file that fits nothing must not cost hours first."""
+    put(f"{root}/v", {f"{i}.mp4": b"x" for i in range(3)})
+    labels = put_text(f"{root}/l.csv", "path,label", "other.mp4,x")
+    with pytest.raises(UserError, match="0 of 1 rows match the 3 objects"):
+        _index(f"{root}/v", f"{root}/m", labels=labels)
+    assert not storage.exists(manifest_file(f"{root}/m"))
+
+
+def test_manifest_is_read_by_everybody(root: str) -> None:
+    put_videos(f"{root}/v", ["a.mp4", "b.mp4"])
+    for out, pattern in ((f"{root}/m.parquet", f"{root}/m.parquet"), (f"{root}/m", f"{root}/m/*.parquet")):
+        _index(f"{root}/v", out)
+        filesystem, path = storage.filesystem(out)
+        assert ds.dataset(path, filesystem=filesystem).count_rows() == 2
+        assert len(pd.read_parquet(path, filesystem=filesystem)) == 2
+        if not storage.is_remote(out):
+            assert len(pd.read_parquet(out)) == 2
+            assert duckdb.sql(f"select * from '{pattern}'").fetchall()
+
+
+def test_reader_never_sees_half_a_manifest(root: str) -> None:
+    src, out = f"{root}/v", f"{root}/m"
+    put(src, {f"{i:03d}.mp4": b"x" for i in range(12)})
+    _index(src, out)
+    stop = threading.Event()
+    seen: set[int] = set()
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                seen.add(read_manifest(out).num_rows)
+            except BaseException as error:
+                failures.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    put(src, {f"{i:03d}.mp4": b"x" for i in range(12, 18)})
+    _index(src, out, update=True)
+    stop.set()
+    reader.join()
+    assert not failures
+    assert seen <= {12, 18}
+
+
+def test_broken_store_is_not_ten_thousand_error_rows(tmp_path: Path) -> None:
+    put(str(tmp_path / "v"), {"a.mp4": b"1", "b.mp4": b"1"})
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "v" / name).unlink()
+        (tmp_path / "v" / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"none of the first 2 objects could be read: not_found"):
+        _index(str(tmp_path / "v"), str(tmp_path / "m"))
+    assert not storage.exists(tmp_path / "m")
+
+
+def test_unreadable_object_is_tried_again_on_update(tmp_path: Path) -> None:
+    put_videos(str(tmp_path / "v"), ["a.mp4", "b.mp4"])
+    (tmp_path / "v" / "c.mp4").symlink_to(tmp_path / "later.mp4")
+    assert _counts(_index(str(tmp_path / "v"), str(tmp_path / "m"))) == (3, 2, 1, 3, 0, 0)
+    assert _rows(str(tmp_path / "m"))["c.mp4"]["error_code"] == "not_found"
+    assert _index(str(tmp_path / "v"), str(tmp_path / "m"), update=True).probed == 1
+    put_videos(str(tmp_path), ["later.mp4"])
+    assert _counts(_index(str(tmp_path / "v"), str(tmp_path / "m"), update=True)) == (3, 3, 0, 1, 2, 0)
+
+
+def test_probing_fetches_a_part_of_a_large_object(s3: S3Bucket) -> None:
+    from pipeline.corpus.opener import ObjectOpener
+    from pipeline.video import probe
+
+    content = video_bytes(frames=60, width=640, height=480)
+    assert len(content) > 8_000_000
+    put(s3.uri, {"big.mp4": content})
+    info = storage.stat(f"{s3.uri}/big.mp4")
+    assert info is not None
+    opened: list[Any] = []
+
+    def source() -> Any:
+        opened.append(ObjectOpener(info.uri, info.size_bytes, info.etag)())
+        return opened[-1]
+
+    assert probe(source).frames == 60
+    assert sum(file.bytes_fetched for file in opened) < 0.25 * len(content)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalS3]:
+    """A server that a test may stop."""
+    with LocalS3(tmp_path / "server", ("own-bucket",)) as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def test_a_store_that_goes_away_for_a_moment_costs_nothing(own_server: LocalS3, tmp_path: Path) -> None:
+    put_videos("s3://own-bucket/v", [f"{i}.mp4" for i in range(4)])
+    own_server.stop()
+    restart = threading.Timer(1.0, own_server.start)
+    restart.start()
+    try:
+        assert _counts(_index("s3://own-bucket/v", str(tmp_path / "m"))) == (4, 4, 0, 4, 0, 0)
+    finally:
+        restart.join()
+
+
+def test_killed_job_leaves_no_manifest_and_no_lock(root: str) -> None:
+    put_videos(f"{root}/v", ["a.mp4"])
+    command = [sys.executable, "-m", "jobs.cli", "index", f"{root}/v", "--out", f"{root}/m"]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert job.stderr is not None
+        assert job.stderr.readline().startswith("listing: 1 objects")
+    finally:
+        job.kill()
+        job.wait()
+    with pytest.raises(UserError, match="there is no manifest"):
+        read_manifest(f"{root}/m")
+    assert _counts(_index(f"{root}/v", f"{root}/m")) == (1, 1, 0, 1, 0, 0)
+
+
+def test_progress_is_told_in_plain_lines(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    put_videos(f"{root}/v", ["a.mp4", "b.mp4"])
+    put(f"{root}/v", {"c.mp4": b"x"})
+    _index(f"{root}/v", f"{root}/m")
+    said = capsys.readouterr().err
+    assert "listing: 3 objects" in said
+    assert "indexing: 3/3 videos" in said
+    assert "errors 1" in said
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "actions").is_dir(), reason="needs the shared real videos")
+def test_real_set_with_its_label_file(tmp_path: Path) -> None:
+    folder = SHARED / "data" / "actions" / "drone_track_visible4"
+    summary = _index(
+        str(folder), str(tmp_path / "m"), labels=f"{folder}.csv", split="column:split", include="*_00*.mp4"
+    )
+    assert summary.objects == summary.ok == summary.labelled > 20
+    table = read_manifest(tmp_path / "m")
+    assert class_names(table, at_least=2) == ["airplane", "bird", "drone", "helicopter"]
+    assert select(table, "train", labelled=True, required=True).num_rows == summary.splits["train"]
+    assert os.path.isfile(table["uri"][0].as_py())

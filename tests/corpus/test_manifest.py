@@ -1,0 +1,158 @@
+"""The manifest is checked when it is read, and says what it lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from pipeline.config import UserError
+from pipeline.corpus import storage
+from pipeline.corpus.manifest import (
+    SCHEMA,
+    Manifest,
+    class_names,
+    fingerprint,
+    is_manifest,
+    key_of,
+    read_manifest,
+    schema_with,
+    select,
+    write_manifest,
+)
+
+
+def _table(**columns: Any) -> pa.Table:
+    """Eight usable videos of two classes, in two splits."""
+    rows = [
+        {
+            "key": key_of(f"{i}.mp4"),
+            "segment": 0,
+            "uri": f"/v/{i}.mp4",
+            "path": f"{i}.mp4",
+            "etag": f"e{i}",
+            "size": 10 + i,
+            "status": "ok",
+            "label": "ab"[i % 2],
+            "split": "train" if i < 6 else "val",
+        }
+        for i in range(8)
+    ]
+    for name, values in columns.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+@pytest.mark.parametrize("name", ["m", "m.parquet"])
+def test_round_trip(root: str, name: str) -> None:
+    out = f"{root}/{name}"
+    assert not is_manifest(out)
+    write_manifest(_table(), out)
+    assert is_manifest(out)
+    assert Manifest(out).read().equals(_table())
+    assert read_manifest(out, columns=["uri", "split"]).column_names == ["uri", "split"]
+
+
+def test_missing_manifest_says_how_to_make_one(root: str) -> None:
+    with pytest.raises(
+        UserError, match=r"there is no manifest at .*: make one with `tubelet index SRC --out"
+    ):
+        read_manifest(f"{root}/none")
+
+
+def test_other_tables_say_what_they_lack(tmp_path: Path) -> None:
+    pd.DataFrame({"uri": ["x"], "label": ["a"]}).to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(UserError, match="it lacks the columns key, path, etag, size, status"):
+        read_manifest(tmp_path / "m.parquet")
+    assert not is_manifest(tmp_path / "m.parquet")
+
+
+def test_file_that_is_no_parquet(root: str) -> None:
+    storage.write_bytes(f"{root}/m.parquet", b"path,label\n")
+    with pytest.raises(UserError, match="is not a readable Parquet file"):
+        read_manifest(f"{root}/m.parquet")
+
+
+def test_table_of_another_tool_is_accepted(tmp_path: Path) -> None:
+    """pandas writes other string types; columns that only probing fills may be missing."""
+    frame = _table().select(["key", "uri", "path", "etag", "size", "status", "label"]).to_pandas()
+    frame["mine"] = 1
+    frame.to_parquet(tmp_path / "m.parquet")
+    table = read_manifest(tmp_path / "m.parquet")
+    assert table.schema.field("key").type == pa.string()
+    assert table["segment"].to_pylist() == [0] * 8
+    assert table["keyframes_s"].null_count == 8
+    assert "mine" in table.column_names
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"status": ["fine"] * 8}, "status is 'fine' in some rows; it may be ok, error, gone"),
+        ({"key": ["same"] * 8}, "1 keys stand there twice, for example same"),
+        ({"uri": [None] * 8}, "8 rows have no uri"),
+    ],
+)
+def test_rows_that_break_the_rules(tmp_path: Path, columns: dict[str, Any], said: str) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(_table(**columns), tmp_path / "m.parquet")
+    with pytest.raises(UserError, match=said):
+        read_manifest(tmp_path / "m.parquet")
+    with pytest.raises(UserError, match=said):
+        write_manifest(_table(**columns), tmp_path / "other")
+
+
+def test_select_by_split_label_and_status() -> None:
+    table = _table(
+        status=["ok", "error", "gone", *["ok"] * 5], label=["a", "b", "a", None, "b", "a", None, "b"]
+    )
+    assert select(table)["path"].to_pylist() == [f"{i}.mp4" for i in (0, 3, 4, 5, 6, 7)]
+    assert select(table, "train", labelled=True)["path"].to_pylist() == ["0.mp4", "4.mp4", "5.mp4"]
+    assert select(table, labelled=False)["path"].to_pylist() == ["3.mp4", "6.mp4"]
+    assert select(table, status=None).num_rows == 8
+
+
+def test_empty_split_names_what_there_is() -> None:
+    with pytest.raises(
+        UserError, match="no labelled videos in split 'test'; the splits hold: train 6, val 2"
+    ):
+        select(_table(), "test", labelled=True, required=True)
+    assert select(_table(), "test").num_rows == 0
+
+
+def test_no_labels_says_how_to_give_them() -> None:
+    with pytest.raises(UserError, match=r"none of the 8 usable videos has a label(.|\n)*--labels"):
+        select(_table(label=[None] * 8), "train", labelled=True, required=True)
+    with pytest.raises(UserError, match="no labels 'label_verb'; it has label"):
+        select(_table(), labelled=True, head="label_verb")
+
+
+def test_classes_are_sorted_and_one_is_too_few() -> None:
+    assert class_names(_table()) == ["a", "b"]
+    with pytest.raises(UserError, match="have the one class 'a'"):
+        class_names(_table(label=["a"] * 8), at_least=2)
+    with pytest.raises(UserError, match="no video has a label"):
+        class_names(_table(label=[None] * 8), at_least=2)
+    lists = pa.Table.from_pylist(
+        [{"label": ["z", "y"]}, {"label": None}], schema=schema_with({"label": True})
+    )
+    assert class_names(lists) == ["y", "z"]
+
+
+def test_fingerprint_is_of_the_content() -> None:
+    table = _table()
+    shuffled = table.take([3, 1, 2, 0, 7, 6, 5, 4])
+    assert fingerprint(shuffled) == fingerprint(table)
+    for change in (
+        {"label": ["b", "b", "a", "b", "a", "b", "a", "b"]},
+        {"split": ["val"] * 8},
+        {"etag": [f"f{i}" for i in range(8)]},
+        {"status": ["gone", *["ok"] * 7]},
+    ):
+        assert fingerprint(_table(**change)) != fingerprint(table)
+    assert fingerprint(_table(indexed_at=[pd.Timestamp("2026-01-01")] * 8)) == fingerprint(table)
