@@ -133,10 +133,8 @@ class _Transfer:
             wanted = "cls_SpatialTransformer" if self.options.spatial_cls else "cls"
             why = "Model 2's CLS has another name in the original (spatial_cls=True takes it)"
             return [wanted, "cls"], why if self.config.factorised_encoder else "the model has no CLS token"
-        if top == "output_projection":
-            return (
-                ([name], "") if self.options.head else ([], "the head is not taken over (head=True takes it)")
-            )
+        if top == "output_projection" and not self.options.head:
+            return [], "the head is not taken over (head=True takes it)"
         if top == "embedding" and self.options.embedding == "keep":
             return [], "the embedding is kept as it is"
         return [name], "the model has no such part"
@@ -150,9 +148,8 @@ class _Transfer:
         if int(block[1]) >= self.config.layers:
             return [], f"the model has {self.config.layers} layers"
         parts = self._model3_parts(block[2]) if self.config.variant == "model3" else [block[2]]
-        return [
-            f"{self.main}/encoderblock_{block[1]}/{part}" for part in parts
-        ], "no such part in the model's blocks"
+        names = [f"{self.main}/encoderblock_{block[1]}/{part}" for part in parts]
+        return names, "no such part in the model's blocks"
 
     def _model3_parts(self, part: str) -> list[str]:
         module, _, rest = part.partition("/")
@@ -183,10 +180,8 @@ class _Transfer:
         has_cls = self._source_has_cls(target, value.shape[1])
         rows = value[:, 1:] if has_cls else value
         if target.startswith("TemporalTransformer"):
-            fitted, how = (
-                resize_grid(rows, (rows.shape[1], 1, 1), (self.config.grid[0], 1, 1)),
-                "interpolated in time",
-            )
+            fitted = resize_grid(rows, (rows.shape[1], 1, 1), (self.config.grid[0], 1, 1))
+            how = "interpolated in time"
         else:
             fitted, how = self._fit_grid(rows)
         if self.config.has_cls:
@@ -196,9 +191,7 @@ class _Transfer:
         return fitted, how + (", the CLS row dropped" if has_cls and not self.config.has_cls else "")
 
     def _source_has_cls(self, target: str, rows: int) -> bool:
-        """Whether the source's positions begin with a CLS row: it has a CLS token, and its count allows for
-        one.
-        """
+        """Whether the source's positions begin with a CLS row: it has that token, and as many rows."""
         encoder = target.split("/", maxsplit=1)[0]
         names = ("cls", "cls_SpatialTransformer") if encoder == self.main else (f"cls_{encoder}",)
         if not any(name in self.source.arrays for name in names):
