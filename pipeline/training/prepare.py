@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from pipeline.clips import ClipSpec
 from pipeline.config import UserError
@@ -74,7 +75,7 @@ def prepare(request: Request) -> Prepared:
     _check_resume(request, record, examples)
     validation = _validation_examples(request, table, examples)
     config = model_config(recipe, examples.labels)
-    spec = recipe.clip_spec(config.tubelet)
+    spec = _clip_spec(recipe, config)
     total, warmup = recipe.length(len(examples))
     return Prepared(request, table, examples, validation, config, spec, total, warmup, record)
 
@@ -88,6 +89,13 @@ def _validation_examples(request: Request, table: pa.Table, examples: Examples) 
         table, recipe.head_columns, multilabel=recipe.multilabel, split=split, labels=examples.labels
     )
     return found if len(found) else None
+
+
+def _clip_spec(recipe: Recipe, config: ViViTConfig) -> ClipSpec:
+    try:
+        return recipe.clip_spec(config.tubelet)
+    except ValidationError as error:
+        raise UserError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
 
 
 def model_config(recipe: Recipe, labels: dict[str, list[str]]) -> ViViTConfig:

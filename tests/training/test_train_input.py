@@ -1,0 +1,122 @@
+"""Wrong input is refused before Ray starts, in words that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from training_support import RECIPE, write_corpus
+
+from pipeline.config import UserError
+from pipeline.corpus.manifest import read_manifest, write_manifest
+from pipeline.training.build import initial_model
+from pipeline.training.prepare import Request, prepare, write_record
+from pipeline.training.recipe import load_recipe
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), {"train": 4, "val": 2})
+
+
+def changed(manifest: str, tmp_path: Path, **columns: object) -> str:
+    """A copy of the manifest with columns set to one value."""
+    table = read_manifest(manifest)
+    for name, value in columns.items():
+        field = table.schema.field(name)
+        place = table.column_names.index(name)
+        table = table.set_column(place, field, pa.array([value] * len(table), field.type))
+    target = str(tmp_path / "changed.parquet")
+    write_manifest(table, target)
+    return target
+
+
+def request(
+    manifest: str, out: Path, *overrides: str, resume: bool = False, init: str | None = None
+) -> Request:
+    recipe = load_recipe("tiny", [*RECIPE, *overrides])
+    return Request(recipe, manifest, str(out), init=init, resume=resume)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": None}, r"(?s)label.*--labels"),
+        ({"label": "left"}, r"(?s)one class 'left'.*--labels"),
+        ({"split": "test"}, r"no labelled videos in split 'train'; the splits hold: test"),
+        ({"status": "error"}, r"(?s)label"),
+    ],
+)
+def test_manifests_that_cannot_train(
+    manifest: str, tmp_path: Path, columns: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(request(changed(manifest, tmp_path, **columns), tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=b-16x2-model9", "model=b-16x2-model9"),
+        ("size=36", r"does not divide into tubelets.*change frames, size or tubelet"),
+        ("heads=[verb]", "no labels 'label_verb'; it has label"),
+        ("batchs=4", "did you mean"),
+        ("workers=0", "write a number of workers"),
+    ],
+)
+def test_settings_that_cannot_be(manifest: str, tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(request(manifest, tmp_path / "out", override))
+
+
+def test_missing_manifest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no manifest at .*nowhere"):
+        prepare(request(str(tmp_path / "nowhere"), tmp_path / "out"))
+
+
+def test_existing_output_needs_resume_and_the_same_settings(manifest: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = prepare(request(manifest, out))
+    write_record(first, "run-id")
+    with pytest.raises(UserError, match=r"exists: add --resume"):
+        prepare(request(manifest, out))
+    again = prepare(request(manifest, out, resume=True))
+    assert again.record is not None
+    assert again.record["run_id"] == "run-id"
+    # Machines may change, the stream may not.
+    prepare(request(manifest, out, "workers=3", "decode_workers=5", "checkpoint_every=3", resume=True))
+    with pytest.raises(UserError, match=r"changed settings \(.*optimiser.*seed|seed.*optimiser"):
+        prepare(request(manifest, out, "seed=5", "lr=0.5", resume=True))
+    table = read_manifest(manifest)
+    fewer = str(tmp_path / "fewer.parquet")
+    write_manifest(table.filter(pc.not_equal(table["path"], table["path"][0])), fewer)
+    with pytest.raises(UserError, match="are not those that"):
+        prepare(request(fewer, out, resume=True))
+
+
+def test_somebody_elses_folder_is_refused(manifest: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("important")
+    with pytest.raises(UserError, match="exists"):
+        prepare(request(manifest, tmp_path / "mine"))
+
+
+def test_weights_that_are_none(manifest: str, tmp_path: Path) -> None:
+    for init in (str(tmp_path / "nothing"), "models:/nobody@best"):
+        prepared = prepare(request(manifest, tmp_path / "out", init=init))
+        with pytest.raises(UserError, match=r"no such file|cannot load|nothing"):
+            initial_model(prepared)
+
+
+def test_validation_leaves_out_classes_that_are_not_trained(manifest: str, tmp_path: Path) -> None:
+    table = read_manifest(manifest)
+    is_val = pc.equal(table["split"], "val")
+    label = pc.if_else(is_val, pa.scalar("up"), table["label"])
+    place = table.column_names.index("label")
+    target = str(tmp_path / "other.parquet")
+    write_manifest(table.set_column(place, table.schema.field("label"), label), target)
+    prepared = prepare(request(target, tmp_path / "out"))
+    assert prepared.validation is None
+    assert prepare(request(manifest, tmp_path / "out")).validation is not None

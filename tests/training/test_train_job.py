@@ -1,0 +1,114 @@
+"""One real fit on the session's Ray (two ranks, decode workers, S3, MLflow), and many questions to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import mlflow
+import pytest
+from training_support import RECIPE, write_corpus
+
+from pipeline.corpus import storage
+from pipeline.corpus.local_s3 import LocalS3
+from pipeline.models import ModelBundle
+from pipeline.training.build import initial_model
+from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.fit import fit
+from pipeline.training.prepare import Request, prepare
+from pipeline.training.recipe import load_recipe
+
+STEPS = 6
+
+
+@dataclass(frozen=True)
+class Fit:
+    request: Request
+    summary: dict[str, Any]
+    client: Any
+
+
+@pytest.fixture(scope="module")
+def done(s3_server: LocalS3, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    folder = tmp_path_factory.mktemp("fit")
+    manifest = write_corpus(folder, {"train": 10, "val": 4}, broken=[3])
+    tracking_uri = f"sqlite:///{folder}/mlflow.db"
+    overrides = [*RECIPE, "workers=2", "decode_workers=2", "retain=2", "evaluation.every=4", "batch=7"]
+    out = f"s3://tubelet-test/{uuid4().hex[:12]}/run ä"
+    request = Request(load_recipe("tiny", overrides), manifest, out, tracking_uri=tracking_uri)
+    prepared = prepare(request)
+    initial_model(prepared)
+    return Fit(request, fit(prepared), mlflow.MlflowClient(tracking_uri, tracking_uri))
+
+
+def test_summary(done: Fit) -> None:
+    summary = done.summary
+    assert summary["steps"] == STEPS
+    assert summary["failed_clips"] > 0, "the broken video was met"
+    assert 0 < summary["loss"] < 2
+    assert 0 <= summary["data_stall"] <= 1
+    assert 0 <= summary["val_top1"] <= 1
+    assert summary["val_failed_videos"] == 0
+    assert summary["restarts"] == 0
+
+
+def test_output_is_a_model_and_its_checkpoints(done: Fit) -> None:
+    out = done.request.out
+    bundle = ModelBundle.load(out)
+    assert bundle.labels == {"label": ["left", "right"]}
+    assert (bundle.clip.frames, bundle.clip.size) == (8, 32)
+    assert bundle.metadata["run_id"] == done.summary["run_id"]
+    assert bundle.metadata["step"] == STEPS
+    visible = [name for name in storage.list_names(out) if not name.startswith("_")]
+    assert visible == ["checkpoints", "model.safetensors"]
+    store = CheckpointStore(out)
+    # The newest two, and the best where it is neither.
+    assert set(store.steps()) == {4, 6, done.summary["best_step"]}
+    assert ModelBundle.load(store.uri(6)).metadata["best"]["step"] == done.summary["best_step"]
+
+
+def test_every_step_is_logged_once(done: Fit) -> None:
+    for name in ("loss", "lr", "grad_norm", "clips_per_s", "data_stall", "mfu", "accuracy"):
+        history = done.client.get_metric_history(done.summary["run_id"], f"train/{name}")
+        assert [point.step for point in history] == list(range(1, STEPS + 1)), name
+    validated = done.client.get_metric_history(done.summary["run_id"], "val/top1")
+    assert [point.step for point in validated] == [4, 6]
+    rates = [p.value for p in done.client.get_metric_history(done.summary["run_id"], "train/lr")]
+    assert rates[0] == 0, "the first update of a warm-up has a learning rate of 0"
+    assert rates[2] == max(rates)
+
+
+def test_run_says_what_made_it(done: Fit) -> None:
+    run = done.client.get_run(done.summary["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["batch"] == "7"
+    assert run.data.tags["tubelet.data_fingerprint"]
+    assert run.data.tags["tubelet.manifest"] == done.request.manifest
+    assert "recipe.yaml" in [file.path for file in done.client.list_artifacts(done.summary["run_id"])]
+    name, version = done.summary["model_name"], done.summary["model_version"]
+    assert str(done.client.get_model_version_by_alias(name, "latest").version) == version
+    best = done.client.get_model_version_by_alias(name, "best")
+    assert str(best.version) == done.summary["best_version"]
+
+
+def test_finished_run_is_published_again_without_training(done: Fit, tmp_path: Path) -> None:
+    """A driver that died between the last checkpoint and the final model has only that left to do."""
+    before = ModelBundle.load(done.request.out).identity
+    storage.delete(storage.join(done.request.out, "model.safetensors"))
+    again = prepare(
+        Request(
+            done.request.recipe,
+            done.request.manifest,
+            done.request.out,
+            resume=True,
+            tracking_uri=done.request.tracking_uri,
+        )
+    )
+    assert initial_model(again) == ""
+    summary = fit(again)
+    assert summary["run_id"] == done.summary["run_id"]
+    assert ModelBundle.load(done.request.out).identity == before
+    history = done.client.get_metric_history(done.summary["run_id"], "train/loss")
+    assert [point.step for point in history] == list(range(1, STEPS + 1))
