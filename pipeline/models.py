@@ -8,6 +8,7 @@ no final weights yet; its newest complete checkpoint is taken then, and :attr:`M
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ class ModelBundle:
     ``labels``: class names of each head, in the order of its logits; a model of one label set calls its head
     ``label``. ``clip``: how clips are cut. ``multilabel``: sigmoid instead of softmax. ``metadata``: plain
     values kept in the file beside these (recipe, step, run id). ``source``: where it was loaded from;
-    ``identity``: what names these weights in tables, a registered version or the hash of the file.
+    ``identity``: what names this model in tables, a registered version or a hash of its content.
     """
 
     model: ViViT
@@ -163,7 +164,7 @@ class ModelBundle:
             metadata,
             source,
         )
-        bundle.identity = (link.identity if link else None) or f"sha256:{_digest(path)}"
+        bundle.identity = (link.identity if link else None) or f"sha256:{_digest(bundle)}"
         bundle.link = link or ModelLink(source, bundle.run_id)
         return bundle
 
@@ -239,9 +240,19 @@ def _check_complete(folder: str, options: StorageOptions) -> None:
         )
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+def _digest(bundle: ModelBundle) -> str:
+    """Of what decides a prediction: weights, config, label names, preprocessing.
+
+    Not of the file, whose header safetensors writes in another order each time.
+    """
+    rules = {
+        "config": bundle.model.config.to_dict(),
+        "labels": bundle.labels,
+        "clip": bundle.clip.model_dump(mode="json"),
+        "multilabel": bundle.multilabel,
+    }
+    digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode())
+    for name, tensor in sorted(bundle.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -7,8 +7,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -115,7 +115,8 @@ def log_model(
         client.log_model_artifacts(logged.model_id, str(local))
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
-    return _register(client, name, logged.model_id, run_id, alias)
+    with _as_default(uri):
+        return _register(client, name, logged.model_id, run_id, alias)
 
 
 def resolve_model(uri: str, tracking_uri: str | None = None) -> tuple[Path, ModelLink]:
@@ -208,6 +209,21 @@ def _version(name: str) -> str | None:
         return version(name).partition("+")[0]  # a local build such as +cpu is on no index
     except PackageNotFoundError:
         return None
+
+
+@contextmanager
+def _as_default(uri: str) -> Iterator[None]:
+    """A local database's registry looks the logged model up at the process's default URI, not at ours."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # this also takes the environment variable away
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _register(client: Any, name: str, model_id: str, run_id: str, alias: str | None) -> str:

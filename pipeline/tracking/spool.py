@@ -6,6 +6,7 @@ emptied whenever all of it has been sent. Sending a record twice must do no harm
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import threading
@@ -20,6 +21,7 @@ Record = dict[str, Any]
 
 MAX_RECORDS = 200_000  # a bound on memory (about 100 MB) when a server stays away for days
 MAX_BATCH = 200
+MAX_SCAN = 1000  # records looked through for metrics that can travel together
 MAX_TRIES = 12  # of a record that the server refuses although it answers; then the record is given up
 BACKOFF_S = (0.5, 15.0)
 
@@ -97,17 +99,24 @@ class Spool:
                     self._pause(pause_s)
                     pause_s = min(pause_s * 2, BACKOFF_S[1])
                     continue
-            self._done(len(batch))
+            self._done(batch)
             pause_s, tries = BACKOFF_S[0], 0
 
     def _pause(self, seconds: float) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._closing, seconds)
 
-    def _done(self, count: int) -> None:
+    def _done(self, batch: Sequence[Record]) -> None:
         with self._changed:
-            for _ in range(count):
-                self._records.popleft()
+            sent = {id(record) for record in batch}
+            kept: list[Record] = []
+            while sent:
+                record = self._records.popleft()
+                if id(record) in sent:
+                    sent.remove(id(record))
+                else:
+                    kept.append(record)
+            self._records.extendleft(reversed(kept))
             if not self._records:
                 self._journal.truncate(0)
                 if self._warned:
@@ -153,12 +162,13 @@ def first_line(error: Exception) -> str:
 
 
 def _next_batch(records: deque[Record]) -> list[Record]:
-    """The records at the head that can travel together: metrics, or one of anything else."""
-    batch: list[Record] = []
-    for record in records:
-        if batch and (record["kind"] != "metrics" or len(batch) == MAX_BATCH):
+    """The record at the head; metrics take later metrics along, past files but not past an end."""
+    batch = [records[0]]
+    if batch[0]["kind"] != "metrics":
+        return batch
+    for record in itertools.islice(records, 1, MAX_SCAN):
+        if record["kind"] in ("status", "link") or len(batch) == MAX_BATCH:
             break
-        batch.append(record)
-        if record["kind"] != "metrics":
-            break
+        if record["kind"] == "metrics":
+            batch.append(record)
     return batch

@@ -146,7 +146,7 @@ class RunStore:
         from mlflow.entities import Metric
 
         points = [
-            Metric(name, value, record["time_ms"], record["step"])
+            Metric(name, value, record["time_ms"], record["step"], record.get("model_id"))
             for record in records
             for name, value in record["values"].items()
             if record["step"] > self._last_step.get(name, -1)
@@ -189,11 +189,22 @@ class RunStore:
         self.client.log_artifact(self.run_id, str(path), records[0]["folder"] or None)
         path.unlink()
 
-    def _send_input_model(self, records: Sequence[Record]) -> None:
-        """MLflow's own link from a run to the model that it used."""
+    def _send_link(self, records: Sequence[Record]) -> None:
+        """MLflow's own links to the model and to the run that trained it, where both are of this server."""
         from mlflow.entities import LoggedModelInput
+        from mlflow.exceptions import MlflowException
 
-        self.client.log_inputs(self.run_id, models=[LoggedModelInput(records[0]["model_id"])])
+        model_id, trained = records[0]["model_id"], records[0]["run_id"]
+        if trained and trained != self.run_id:
+            try:
+                self.client.get_run(trained)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+            else:
+                self.client.set_tag(self.run_id, "mlflow.parentRunId", trained)
+        if model_id:
+            self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
 
     def _send_status(self, records: Sequence[Record]) -> None:
         self.client.set_terminated(self.run_id, status=records[0]["status"], end_time=records[0]["time_ms"])

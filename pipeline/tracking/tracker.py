@@ -35,6 +35,7 @@ class Tracker:
         self._store, self._spool, self._guard = store, spool, guard_process
         self._files = 0
         self._finished = False
+        self._model_id: str | None = None
         self._sampler: SystemSampler | None = None
 
     @classmethod
@@ -99,7 +100,8 @@ class Tracker:
         """Log ``values`` at ``step``; a step that this run already has of a metric is skipped."""
         clean = {metric_name(name): float(value) for name, value in values.items()}
         if clean:
-            self._spool.put({"kind": "metrics", "values": clean, "step": int(step), "time_ms": now_ms()})
+            record = {"kind": "metrics", "values": clean, "step": int(step), "time_ms": now_ms()}
+            self._spool.put({**record, "model_id": self._model_id} if self._model_id else record)
 
     def log_params(self, values: Mapping[str, object]) -> None:
         """Log parameters; one that differs from what the run has becomes a tag ``changed.<name>``."""
@@ -145,11 +147,22 @@ class Tracker:
             print(f"the model was not registered in MLflow: {first_line(error)}", file=sys.stderr, flush=True)
             return None
 
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Point ``alias`` of the registered model ``name`` at ``version``; a failure is said, not raised."""
+        try:
+            self._store.client.set_registered_model_alias(name, alias, version)
+        except Exception as error:
+            print(f"alias {alias} was not set in MLflow: {first_line(error)}", file=sys.stderr, flush=True)
+
     def link_model(self, link: registry.ModelLink) -> None:
-        """Say which model this run used: tags, and MLflow's own link where the model is logged there."""
+        """Say which model this run is about, before any metric of it is logged.
+
+        Tags always; where the model is of this server, also MLflow's own links: an input of the run, metrics
+        on the model's page, and the run that trained it as the parent.
+        """
         self.set_tags(link.tags())
-        if link.model_id:
-            self._spool.put({"kind": "input_model", "model_id": link.model_id})
+        self._model_id = link.model_id
+        self._spool.put({"kind": "link", "model_id": link.model_id, "run_id": link.run_id})
 
     def flush(self, timeout_s: float = 60) -> bool:
         """Wait until everything logged so far was sent; False after ``timeout_s``."""
@@ -166,15 +179,12 @@ class Tracker:
         self._spool.put({"kind": "status", "status": status, "time_ms": now_ms()})
         sent = self._spool.wait_empty(wait_s)
         self._spool.close()
+        self._end_guard("done" if sent else "")
         if sent:
-            self._dismiss_guard()
             shutil.rmtree(self._spool.folder, ignore_errors=True)
         else:
-            print(
-                f"MLflow is away: a background process sends {self._spool.folder}",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = self._spool.folder
+            print(f"MLflow is away: a background process sends {left}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Tracker:
         return self
@@ -210,13 +220,15 @@ class Tracker:
             return
         self._spool.put({"kind": "file", "path": str(path), "folder": str(Path(name).parent).strip(".")})
 
-    def _dismiss_guard(self) -> None:
+    def _end_guard(self, word: str) -> None:
+        """Close the guard's pipe: with ``done`` it just ends, without a word it takes over."""
         if self._guard and self._guard.stdin:
             with suppress(OSError):
-                self._guard.stdin.write("done\n")
+                self._guard.stdin.write(word)
                 self._guard.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                self._guard.wait(5)
+            if word:
+                with suppress(subprocess.TimeoutExpired):
+                    self._guard.wait(5)
 
     def _at_exit(self) -> None:
         self.finish("FAILED", wait_s=10)
