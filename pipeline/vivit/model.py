@@ -17,9 +17,9 @@ from pipeline.vivit.tubelets import clip_to_tubelets, sample_frames_uniformly
 
 Logits = Tensor | dict[str, Tensor]
 
-# Mean and std of a model that takes 0…255 as it is; the middle of that range.
-FOLDED = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+# The middle of 0…255, and mean and std of a model that takes x - 127.5 as it is.
 CENTRE = 127.5
+FOLDED = ((0.5, 0.5, 0.5), (1 / 255, 1 / 255, 1 / 255))
 
 
 class Encoder(nn.Module):
@@ -112,9 +112,10 @@ class ViViT(nn.Module):
         weight: Tensor = self.embedding.weight
         bias: Tensor = self.embedding.bias
         values = tubelets.to(weight.dtype)
-        if tubelets.dtype == torch.uint8 and (self.config.mean, self.config.std) != FOLDED:
+        if tubelets.dtype == torch.uint8:
             values = values - CENTRE
-            weight, bias = fold_into(weight, bias, self.config, CENTRE)
+            if (self.config.mean, self.config.std) != FOLDED:
+                weight, bias = fold_into(weight, bias, self.config)
         return F.linear(values, weight, bias)
 
     def split_heads(self, logits: Tensor) -> Logits:
@@ -190,10 +191,10 @@ def _by_frame(x: Tensor, frames: int, places: int) -> Tensor:
     return x.reshape(x.shape[0], frames, places, *x.shape[2:])
 
 
-def fold_into(weight: Tensor, bias: Tensor, config: ViViTConfig, centre: float) -> tuple[Tensor, Tensor]:
-    """Embedding weight `(d, k)` and bias `(d,)` for x - centre, from those for (x / 255 - mean) / std."""
+def fold_into(weight: Tensor, bias: Tensor, config: ViViTConfig) -> tuple[Tensor, Tensor]:
+    """Embedding weight `(d, k)` and bias `(d,)` for x - 127.5, from those for (x / 255 - mean) / std."""
     scale = [1 / (255 * std) for std in config.std]
-    shift = [(centre / 255 - mean) / std for mean, std in zip(config.mean, config.std, strict=True)]
+    shift = [(CENTRE / 255 - mean) / std for mean, std in zip(config.mean, config.std, strict=True)]
     if any(shift):
         channels = weight.view(weight.shape[0], -1, len(shift)).sum(1).unbind(1)
         bias = bias + sum(channel * by for channel, by in zip(channels, shift, strict=True))
@@ -207,11 +208,10 @@ def fold_into(weight: Tensor, bias: Tensor, config: ViViTConfig, centre: float) 
 def fold_normalisation(model: ViViT) -> ViViT:
     """Put the normalisation of uint8 input into the embedding for good, in place; logits stay equal.
 
-    Afterwards `mean` is 0 and `std` 1/255: uint8 input is only cast, and float input means 0…255. Fold in
-    float32; a folded model in bfloat16 rounds its first layer more coarsely than the model it was made
-    from.
+    Afterwards `mean` is 1/2 and `std` 1/255: 127.5 is taken from uint8 input, exact in bfloat16, and the
+    weights stay as they are; float input means x - 127.5.
     """
-    weight, bias = fold_into(model.embedding.weight, model.embedding.bias, model.config, 0.0)
+    weight, bias = fold_into(model.embedding.weight, model.embedding.bias, model.config)
     model.embedding.weight.copy_(weight)
     model.embedding.bias.copy_(bias)
     mean, std = FOLDED

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from vivit_support import randomised
 
-from pipeline.vivit import ViViT, ViViTConfig
+from pipeline.vivit import ViViT, ViViTConfig, fold_normalisation
+from pipeline.vivit.layers import Attention
 
 VARIANTS = ("model1", "model2", "model3", "model4", "average")
 # Root mean square difference from float32 over the logits' standard deviation: 0.003 to 0.018 seen.
@@ -90,6 +91,21 @@ def test_uint8_loses_nothing_to_bfloat16_before_the_first_product() -> None:
     from_uint8 = (half.embed(tubelets()) - wanted).square().mean().sqrt()
     from_float = (half.embed((tubelets() / 127.5 - 1).bfloat16()) - wanted).square().mean().sqrt()
     assert from_uint8 < 1.2 * from_float
+    folded = fold_normalisation(deepcopy(model)).to(torch.bfloat16)
+    assert (folded.embed(tubelets()) - wanted).square().mean().sqrt() < 1.2 * from_float
+
+
+@pytest.mark.parametrize("axis", ["space", "time", "half"])
+@torch.inference_mode()
+def test_attention_copies_nothing(axis: str) -> None:
+    """Queries, keys and values reach the fused kernel as views; only a projection's bias is copied."""
+    attention, x = Attention(48, 4, axis), torch.randn(2, 3, 5, 48)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        attention(x)
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["aten::_scaled_dot_product_flash_attention_for_cpu"] == (2 if axis == "half" else 1)
+    assert calls.get("aten::copy_", 0) <= calls["aten::addmm"]
+    assert not {"aten::clone", "aten::contiguous"} & set(calls)
 
 
 @pytest.fixture
