@@ -17,7 +17,7 @@ from pipeline import __version__
 from pipeline.config import UserError
 
 # One module a job; each has a function `command` whose docstring is the help text.
-JOBS: tuple[str, ...] = ("bench", "index", "train", "evaluate", "label", "review")
+JOBS: tuple[str, ...] = ("bench", "index", "train", "evaluate", "label", "review", "submit", "demo")
 
 app = typer.Typer(
     name="tubelet",
