@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 # NAL unit types of H.264 (ITU-T H.264, table 7-1) and H.265 (ITU-T H.265, table 7-1).
@@ -13,9 +15,17 @@ _SEI_RECOVERY_POINT = 6
 
 def nal_units(codec: Any, data: bytes) -> list[bytes]:
     """The NAL units of a packet, without start codes or lengths."""
-    extra = codec.extradata or b""
-    if extra[:1] == b"\x01":
-        return _length_prefixed(data, (extra[4 if codec.name == "h264" else 21] & 3) + 1)
+    prefix = _prefix_bytes(codec.name, codec.extradata or b"")
+    return _length_prefixed(data, prefix) if prefix else _split_start_codes(data)
+
+
+def _prefix_bytes(name: str, extra: bytes) -> int:
+    """Bytes of the length before each unit (from avcC, hvcC), 0 where start codes part them."""
+    at = 4 if name == "h264" else 21
+    return (extra[at] & 3) + 1 if extra[:1] == b"\x01" and len(extra) > at else 0
+
+
+def _split_start_codes(data: bytes) -> list[bytes]:
     return [unit for unit in data.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1") if unit]
 
 
@@ -88,14 +98,43 @@ def _exp_golomb(data: bytes) -> int:
     return int(bits[zeros : 2 * zeros + 1] or "1", 2) - 1
 
 
-def may_skip_nonref(name: str, codec: Any) -> bool:
-    """Whether leaving out pictures that are not referred to leaves all others bit-identical.
+def reference_test(name: str, codec: Any) -> Callable[[Any], bool] | None:
+    """A test for packets whose picture others may refer to; without the rest, all others stay bit-identical.
 
-    In H.265 "not referred to" holds within one temporal layer only, so a stream must have a single one.
+    None where packets of this stream do not tell. In H.265 "not referred to" holds within one temporal layer
+    only, so a stream must have a single one.
     """
+    extra = codec.extradata or b""
+    prefix = _prefix_bytes(name, extra)
     if name == "h264":
-        return True
-    return name == "hevc" and _single_temporal_layer(codec)
+        return partial(_any_unit, _h264_referred_to, prefix)
+    if name == "hevc" and _single_temporal_layer(codec):
+        return partial(_any_unit, _h265_referred_to, prefix)
+    return None
+
+
+def _h264_referred_to(head: int) -> bool:
+    """nal_ref_idc is 0 in slices (types 1 and 5) of pictures that nothing refers to (7.4.1)."""
+    return head & 0b0110_0000 != 0 or head & 31 not in (_H264_SLICE, 6, 9, 12)
+
+
+def _h265_referred_to(head: int) -> bool:
+    """Even types below 16 are sub-layer non-reference pictures; 35, 38 to 40 are no pictures (table 7-1)."""
+    kind = head >> 1 & 63
+    return not (kind < 16 and kind % 2 == 0) and kind not in (35, 38, 39, 40)
+
+
+def _any_unit(test: Callable[[int], bool], prefix: int, packet: Any) -> bool:
+    """Whether ``test`` holds for the first byte of any NAL unit of a packet."""
+    data = bytes(packet)
+    if not prefix:
+        return any(test(unit[0]) for unit in _split_start_codes(data))
+    position, size = 0, len(data)
+    while position + prefix < size:
+        if test(data[position + prefix]):
+            return True
+        position += prefix + int.from_bytes(data[position : position + prefix], "big")
+    return False
 
 
 def _single_temporal_layer(codec: Any) -> bool:

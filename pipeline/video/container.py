@@ -47,6 +47,9 @@ class Video:
         self.budget = budget
         self._attach(stream)
         self.time_base: Fraction = stream.time_base
+        ratio = stream.sample_aspect_ratio
+        self.sample_aspect = ratio if ratio and Fraction(1, 16) <= ratio <= 16 else Fraction(1)
+        """Width of a pixel over its height; 1 where the stream says nothing sensible."""
         self.coded_size: tuple[int, int] = (int(self.codec.height), int(self.codec.width))
 
     def _attach(self, stream: Any) -> None:
@@ -65,12 +68,6 @@ class Video:
     def is_mov(self) -> bool:
         return str(self.container.format.name).startswith("mov,")
 
-    @property
-    def sample_aspect(self) -> Fraction:
-        """Width of a pixel over its height; 1 where the stream says nothing sensible."""
-        ratio = self.stream.sample_aspect_ratio
-        return ratio if ratio and Fraction(1, 16) <= ratio <= 16 else Fraction(1)
-
     def demux(self) -> Iterator[Any]:
         """Packets of the stream from where the container stands, without the empty one at the end.
 
@@ -79,7 +76,6 @@ class Video:
         try:
             for packet in self.container.demux(self.stream):
                 if packet.size:
-                    self.budget.check_time()
                     yield packet
         except av.error.FFmpegError as error:
             self.broken = _reason(error)

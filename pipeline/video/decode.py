@@ -209,16 +209,14 @@ class _Gallery:
         if self.shape is None:
             self._begin(frame)
         shape = Shape.of(frame, self._video.sample_aspect)
-        if shape not in self._placements:
-            self._placements[shape] = [self._fit(shape, view) for view in range(len(self._views))]
-        first: dict[int, int] = {}
-        for view, position in self._places[number]:
-            first.setdefault(view, position)
-        placements = [self._placements[shape][view] for view in first]
-        self._painter.paint(frame, shape, placements, [self.clips[v][p] for v, p in first.items()])
-        for view, position in self._places[number]:
-            if position != first[view]:
-                self.clips[view][position] = self.clips[view][first[view]]
+        placements = self._placements.get(shape)
+        if placements is None:
+            placements = self._placements[shape] = [
+                self._fit(shape, view) for view in range(len(self._views))
+            ]
+        places = self._places[number]
+        outs = [self.clips[view][position] for view, position in places]
+        self._painter.paint(frame, shape, [placements[view] for view, _ in places], outs)
 
     def _begin(self, frame: Any) -> None:
         self.frame = frame

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import av
 import numpy as np
 
-from pipeline.video.access import is_entry_point, may_skip_nonref
+from pipeline.video.access import is_entry_point, reference_test
 from pipeline.video.container import Video, logged_errors
 from pipeline.video.sampling import Indices
 from pipeline.video.table import PacketTable, codec_name
@@ -28,6 +29,8 @@ _WORTH_A_JUMP = 4
 # Packets lying between two runs are read and dropped, rather than sought over, up to this much.
 _READ_OVER_BYTES = 128 << 10
 _READ_OVER_PACKETS = 64
+# Packets read before they are decoded: a batch costs less than as many single steps.
+_BATCH = 256
 # A container that calls every packet a keyframe is not believed for long.
 _MAX_FALSE_KEYS = 4
 
@@ -89,24 +92,23 @@ class Feed:
         self._iterator: Iterator[Any] | None = None
         self._next = 0
 
-    def read(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-        """Packets ``start`` to ``stop``; fewer where the container breaks off."""
+    def batches(self, start: int, stop: int) -> Iterator[tuple[int, list[Any]]]:
+        """Packets ``start`` to ``stop`` as (index of the first, packets); fewer where the container ends."""
         if self._table.packets is not None:
-            yield from zip(range(start, stop + 1), self._table.packets[start : stop + 1], strict=False)
+            yield start, self._table.packets[start : stop + 1]
             return
         self._video.source.expect(*self._byte_range(start, stop))
         self._go_to(start)
         assert self._iterator is not None
         while self._next <= stop:
-            packet = next(self._iterator, None)
-            if packet is None:
+            count = min(stop + 1 - self._next, _BATCH)
+            batch = list(islice(self._iterator, count))
+            first, self._next = self._next, self._next + len(batch)
+            if batch and self._next > start:
+                yield max(first, start), batch[max(0, start - first) :]
+            if len(batch) < count:
                 self._video.cut_short = True
                 return
-            index, self._next = self._next, self._next + 1
-            if packet.dts != self._table.dts[index] and self._table.indexed:
-                raise TableMismatchError(f"packet {index} is not where the index has it")
-            if index >= start:
-                yield index, packet
 
     def _go_to(self, start: int) -> None:
         between = self._table.size[self._next : start]
@@ -129,16 +131,11 @@ class Feed:
         self._next = int(np.searchsorted(self._table.dts, first.dts))
         if self._next > start:
             raise TableMismatchError(f"seeking to packet {start} led past it")
-        self._iterator = _chain(first, self._iterator)
+        self._iterator = chain((first,), self._iterator)
 
     def _byte_range(self, start: int, stop: int) -> tuple[int, int]:
         pos, size = self._table.pos[start : stop + 1], self._table.size[start : stop + 1]
         return int(pos.min()), int((pos + size).max())
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
 
 
 class IndexedDecoder:
@@ -156,8 +153,7 @@ class IndexedDecoder:
         self._number = np.empty(len(table), np.int64)
         self._number[table.shown] = np.arange(len(table.shown))
         self._linear = linear
-        self._may_skip = not linear and may_skip_nonref(codec_name(video), video.codec)
-        self._skipping: bool | None = None
+        self._is_referred_to = None if linear else reference_test(codec_name(video), video.codec)
         self._shift: int | None = None
         self._last_pts = 0
         self.errors = 0
@@ -198,22 +194,21 @@ class IndexedDecoder:
     def _decode_run(self, run: Run) -> None:
         sent: dict[int, int] = {}
         owed = set(run.wanted)
-        entry_pts = self._table.pts[run.start]
+        leading = self._leading(run)
         errors = logged_errors()
+        is_referred_to = self._is_referred_to
         self._last_pts = -(1 << 63)
-        for index, packet in self._feed.read(run.start, run.stop):
-            if (
-                index == run.start
-                and index > 0
-                and not is_entry_point(codec_name(self._video), self._video.codec, packet)
-            ):
-                raise _FalseEntryError(str(index))
-            self._check_time(index, packet)
-            sent[packet.pts] = index
-            self._skip_unless(index in run.wanted)
-            self._receive(packet, sent, owed)
-            if run.start and self._table.pts[index] < entry_pts:
-                errors = logged_errors()  # shown before the entry point, so it lacks what it refers to
+        for first, packets in self._feed.batches(run.start, run.stop):
+            if first == run.start > 0 and not self._is_entry(packets[0]):
+                raise _FalseEntryError(str(run.start))
+            ticks = self._times(first, packets)
+            sent.update(zip(ticks, range(first, first + len(ticks)), strict=True))
+            for index, packet in enumerate(packets, first):
+                if index not in owed and is_referred_to is not None and not is_referred_to(packet):
+                    continue
+                self._receive(packet, sent, owed)
+                if index in leading:
+                    errors = logged_errors()  # shown before the entry point, so it lacks what it refers to
         self._receive(None, sent, owed)
         self._video.codec.flush_buffers()
         if not self._linear and (self.errors or logged_errors() != errors):
@@ -221,17 +216,25 @@ class IndexedDecoder:
         if owed and not self.errors and self._video.broken is None and not self._video.cut_short:
             raise TableMismatchError(f"{len(owed)} packets gave no frame")
 
-    def _check_time(self, index: int, packet: Any) -> None:
-        shift = packet.pts - int(self._table.pts[index])
-        if self._shift is None:
-            self._shift = shift
-        elif shift != self._shift:
-            raise TableMismatchError(f"packet {index} has another time than the index says")
+    def _leading(self, run: Run) -> frozenset[int]:
+        """Packets after an entry point that are shown before it."""
+        if run.start == 0:
+            return frozenset()
+        pts = self._table.pts[run.start : run.stop + 1]
+        return frozenset((run.start + np.flatnonzero(pts < pts[0])).tolist())
 
-    def _skip_unless(self, wanted: bool) -> None:
-        if self._skipping is None or (self._may_skip and self._skipping is wanted):
-            self._skipping = not wanted
-            self._video.codec.skip_frame = "DEFAULT" if wanted or not self._may_skip else "NONREF"
+    def _is_entry(self, packet: Any) -> bool:
+        return is_entry_point(codec_name(self._video), self._video.codec, packet)
+
+    def _times(self, first: int, packets: list[Any]) -> list[int]:
+        """Presentation times of packets, which must be the table's but for one constant."""
+        ticks = [packet.pts for packet in packets]
+        if self._shift is None:
+            self._shift = ticks[0] - int(self._table.pts[first])
+        listed = self._table.pts[first : first + len(ticks)] + self._shift
+        if ticks != listed.tolist():
+            raise TableMismatchError(f"packets from {first} on have other times than the index says")
+        return ticks
 
     def _receive(self, packet: Any, sent: dict[int, int], owed: set[int]) -> None:
         try:
@@ -241,16 +244,17 @@ class IndexedDecoder:
         except av.error.FFmpegError:
             self.errors += 1
             return
+        self._video.budget.count_frames(len(frames))
         for frame in frames:
-            self._video.budget.count_frame()
-            index = sent.get(frame.pts)
-            if index is None:
-                raise TableMismatchError("a frame with a time that no packet has")
-            if frame.pts <= self._last_pts:
+            pts = frame.pts
+            if pts <= self._last_pts:
                 raise TableMismatchError("frames come in another order than their times say")
+            self._last_pts = pts
             if frame.is_corrupt and not self._linear:
                 raise DamageError
-            self._last_pts = frame.pts
+            index = sent.get(pts)
+            if index is None:
+                raise TableMismatchError("a frame with a time that no packet has")
             if index in owed:
                 owed.discard(index)
                 number = int(self._number[index])
@@ -273,7 +277,6 @@ class SequentialDecoder:
         """All frames in presentation order. A packet that does not decode is counted and passed over."""
         codec = self._video.codec
         codec.flush_buffers()
-        codec.skip_frame = "DEFAULT"
         for packet in self._packets if self._packets is not None else self._video.demux():
             yield from self._decode(packet)
         yield from self._decode(None)
@@ -286,6 +289,5 @@ class SequentialDecoder:
         except av.error.FFmpegError:
             self.errors += 1
             return
-        for frame in frames:
-            self._video.budget.count_frame()
-            yield frame
+        self._video.budget.count_frames(len(frames))
+        yield from frames

@@ -35,6 +35,14 @@ class Placement:
     crop: Box
     flip: bool = False
 
+    def scales_like(self, other: Placement) -> bool:
+        """Whether both resize the same part to the same size, whatever they cut from it."""
+        return self is other or (self.source, self.height, self.width) == (
+            other.source,
+            other.height,
+            other.width,
+        )
+
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the result."""

@@ -44,16 +44,17 @@ class Budget:
         if time.monotonic() > self.end_s:
             raise DecodeError("timeout", f"not done after {self.limits.deadline_s:g} s")
 
-    def count_frame(self) -> None:
-        """Charge one decoded frame.
+    def count_frames(self, count: int) -> None:
+        """Charge decoded frames.
 
         Raises:
             DecodeError: ``timeout`` or ``too_large``.
         """
-        self.frames += 1
+        self.frames += count
         if self.frames > self.limits.max_frames:
             raise DecodeError("too_large", f"more than {self.limits.max_frames} frames to decode")
-        self.check_time()
+        if time.monotonic() > self.end_s:
+            self.check_time()
 
     def check_picture(self, width: int, height: int) -> None:
         """Raises:

@@ -102,9 +102,9 @@ class Shape:
     @classmethod
     def of(cls, frame: Any, sample_aspect: Fraction) -> Shape:
         """Shown size: square pixels (the width is stretched), then right side up."""
+        width = frame.width if sample_aspect == 1 else max(1, round(frame.width * sample_aspect))
         orientation = Orientation.of(frame)
-        height, width = orientation.size(frame.height, max(1, round(frame.width * sample_aspect)))
-        return cls(height, width, orientation)
+        return cls(*orientation.size(frame.height, width), orientation)
 
 
 class Painter:
@@ -118,29 +118,32 @@ class Painter:
 
     def paint(self, frame: Any, shape: Shape, placements: list[Placement], outs: list[Pixels]) -> None:
         """Write one picture for each placement into its ``out``, uint8 (height, width, 3)."""
-        scaled: dict[tuple[Box, int, int], Pixels] = {}
+        last: Placement | None = None
         for placement, out in zip(placements, outs, strict=True):
-            how = (placement.source, placement.height, placement.width)
-            if how not in scaled:
-                scaled[how] = shape.orientation.apply(self._scale(frame, shape, *how))
+            if last is None or not placement.scales_like(last):
+                scaled = shape.orientation.apply(self._scale(frame, shape, placement))
+                last = placement
             crop = placement.crop
-            part = scaled[how][crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+            part = scaled[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
             np.copyto(out, part[:, ::-1] if placement.flip else part)
 
-    def _scale(self, frame: Any, shape: Shape, source: Box, height: int, width: int) -> Pixels:
-        """The part ``source`` of the shown picture as RGB, still oriented as coded."""
+    def _scale(self, frame: Any, shape: Shape, placement: Placement) -> Pixels:
+        """The part of the shown picture that is placed, resized, as RGB, still oriented as coded."""
+        source = placement.source
         if (source.height, source.width) != (shape.height, shape.width):
             box = shape.orientation.coded_box(source, shape.height, shape.width)
             shown_height, shown_width = shape.orientation.size(shape.height, shape.width)
             frame = self._cut(frame, _rescaled(box, frame.height / shown_height, frame.width / shown_width))
-        height, width = shape.orientation.size(height, width)
-        key = (frame.width, frame.height, frame.format.name, width, height)
-        if key not in self._scalers:
+        height, width = shape.orientation.size(placement.height, placement.width)
+        pix_fmt = frame.format.name
+        key = (frame.width, frame.height, pix_fmt, width, height)
+        scalers = self._scalers.get(key)
+        if scalers is None:
             if len(self._scalers) >= 32:
                 self._scalers.clear()
-            self._scalers[key] = VideoReformatter(), VideoReformatter()
-        first, second = self._scalers[key]
-        middle = _SCALED_IN.get(frame.format.name)
+            scalers = self._scalers[key] = VideoReformatter(), VideoReformatter()
+        first, second = scalers
+        middle = _SCALED_IN.get(pix_fmt)
         if middle is not None and (width, height) != (frame.width, frame.height):
             frame = first.reformat(
                 frame, width, height, middle, interpolation=Interpolation.BILINEAR, threads=1
@@ -172,10 +175,7 @@ class Painter:
 def rgb_pixels(frame: Any) -> Pixels:
     """A view of an rgb24 frame's pixels, uint8 (height, width, 3)."""
     plane = frame.planes[0]
-    rows = np.frombuffer(plane, np.uint8)[: frame.height * plane.line_size].reshape(
-        frame.height, plane.line_size
-    )
-    pixels: Pixels = rows[:, : frame.width * 3].reshape(frame.height, frame.width, 3)
+    pixels: Pixels = np.ndarray((frame.height, frame.width, 3), np.uint8, plane, 0, (plane.line_size, 3, 1))
     return pixels
 
 

@@ -216,7 +216,7 @@ def _portable(source: Source, limits: Limits) -> Source:
     """What means the same in another process: a full path, bytes, or a callable."""
     if isinstance(source, (str, os.PathLike)):
         return os.path.abspath(os.fspath(source))
-    if isinstance(source, bytes) or not hasattr(source, "read"):
+    if isinstance(source, bytes) or callable(source):
         return source
     data: bytes = source.read()
     if len(data) > limits.max_object_bytes:

@@ -18,6 +18,9 @@ from pipeline.video.container import Video
 from pipeline.video.mp4 import presentation_offsets
 from pipeline.video.sampling import Clock
 
+# Flags of FFmpeg's index entries.
+_KEYFRAME, _DISCARD = 1, 2
+
 Int64s = npt.NDArray[np.int64]
 
 # Packets kept between the pass that lists them and the pass that decodes them. Longer videos are read twice.
@@ -103,8 +106,8 @@ def _from_index(video: Video) -> PacketTable | None:
         offsets = presentation_offsets(file, stream.id, len(entries))
     if offsets is None:
         return None
-    rows = [(e.timestamp, e.size, e.pos, e.is_keyframe, e.is_discard) for e in entries]
-    dts, size, pos, key, hidden = (np.array(column) for column in zip(*rows, strict=True))
+    rows = np.array([(e.timestamp, e.size, e.pos, e.flags) for e in entries], np.int64)
+    dts, size, pos, flags = rows.T
     pts = dts + offsets
     if (np.diff(dts) <= 0).any() or len(np.unique(pts)) != len(pts):
         return None
@@ -114,8 +117,8 @@ def _from_index(video: Video) -> PacketTable | None:
         dts=dts,
         size=size,
         pos=pos,
-        key=key,
-        hidden=hidden,
+        key=flags & _KEYFRAME != 0,
+        hidden=flags & _DISCARD != 0,
         last_duration=int(dts[-1] - dts[-2]) if len(dts) > 1 else 0,
         trusted=codec_name(video) in ONE_FRAME_A_PACKET,
         indexed=True,
@@ -127,6 +130,7 @@ def _from_packets(video: Video) -> PacketTable:
     packets: list[Any] = []
     held = 0
     for packet in video.demux():
+        video.budget.check_time()
         held += packet.size
         rows.append(
             (

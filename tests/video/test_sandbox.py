@@ -1,0 +1,184 @@
+"""The sandbox: whatever happens in the child costs one answer and one child."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from video_sources import Bomb, Broken, Crash, Hang, gone
+from video_support import make_video
+
+from pipeline.video import (
+    DecodeError,
+    Dense,
+    Frames,
+    Limits,
+    Random,
+    Sandbox,
+    ShortSide,
+    Uniform,
+    View,
+    decode_views,
+    probe,
+)
+
+VIEWS = [View(Uniform(8), ShortSide(64, 48)), View(Dense(4, 2, Random(0.3)), ShortSide(48, 48))]
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    options = {"preset": "veryfast", "bf": "3"}
+    return make_video(tmp_path_factory.mktemp("sandbox") / "a.mp4", options=options)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as box:
+        yield box
+
+
+def test_answers_equal_those_of_this_process(sandbox: Sandbox, video: Path) -> None:
+    here, there = decode_views(video, VIEWS), sandbox.decode_views(video, VIEWS)
+    assert there.info == here.info == sandbox.probe(video) == probe(video)
+    for a, b in zip(here.clips, there.clips, strict=True):
+        np.testing.assert_array_equal(a.frames, b.frames)
+        np.testing.assert_array_equal(a.times_s, b.times_s)
+        assert b.frames.flags.writeable
+
+
+def test_clips_outlive_later_requests_and_the_sandbox(video: Path) -> None:
+    with Sandbox() as box:
+        first = box.decode_views(video, VIEWS)
+        kept = [clip.frames.copy() for clip in first.clips]
+        for _ in range(3):
+            box.decode_views(video, [View(Frames((1,)), ShortSide(32, 32))])
+    for clip, copy in zip(first.clips, kept, strict=True):
+        np.testing.assert_array_equal(clip.frames, copy)
+
+
+@pytest.mark.parametrize(
+    "make", [Path.read_bytes, lambda p: io.BytesIO(p.read_bytes()), str], ids=["bytes", "file", "path"]
+)
+def test_every_kind_of_source(sandbox: Sandbox, video: Path, make) -> None:
+    assert sandbox.probe(make(video)).frames == 60
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [(Hang, "timeout"), (Crash, "crash"), (Bomb, "out_of_memory"), (Broken, "io_error"), (gone, "not_found")],
+)
+def test_a_bad_source_costs_one_answer(video: Path, source, code: str) -> None:
+    with Sandbox(Limits(deadline_s=8, memory_bytes=1 << 30)) as box:
+        assert box.probe(video).frames == 60
+        begin_s = time.monotonic()
+        with pytest.raises(DecodeError) as caught:
+            box.decode_views(source, VIEWS)
+        assert caught.value.code == code
+        assert time.monotonic() - begin_s < 12
+        assert box.probe(video).frames == 60
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [Limits(max_frames=10), Limits(max_pixels=1000), Limits(max_object_bytes=1000)],
+    ids=["frames", "pixels", "bytes"],
+)
+def test_budgets_hold_in_the_child_and_here(video: Path, limits: Limits) -> None:
+    for call in (
+        lambda: decode_views(video, VIEWS, limits=limits),
+        lambda: Sandbox(limits).decode_views(video, VIEWS),
+    ):
+        with pytest.raises(DecodeError) as caught:
+            call()
+        assert caught.value.code == "too_large"
+
+
+def test_what_cannot_travel_is_refused(sandbox: Sandbox, video: Path) -> None:
+    with pytest.raises(ValueError, match="cannot travel"):
+        sandbox.probe(lambda: open(video, "rb"))  # noqa: SIM115
+    with pytest.raises(ValueError, match="frame 999 asked for"):
+        sandbox.decode_views(video, [View(Frames((999,)), ShortSide())])
+    assert sandbox.probe(video).frames == 60
+
+
+def test_the_child_is_replaced_after_its_time(video: Path) -> None:
+    with Sandbox(recycle_after=2) as box:
+        pids = []
+        for _ in range(4):
+            box.probe(video)
+            pids.append(box.pid)
+        assert pids[0] == pids[1] != pids[2] == pids[3]
+        assert not psutil.pid_exists(pids[0])
+    assert box.pid is None
+    assert not psutil.pid_exists(pids[3])
+
+
+def test_threads_take_turns_and_may_end(video: Path) -> None:
+    """The child outlives the thread that happened to start it."""
+    with Sandbox() as box:
+        threads = [threading.Thread(target=box.probe, args=(video,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        pid = box.pid
+        time.sleep(0.3)
+        assert box.probe(video).frames == 60
+        assert box.pid == pid
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "decoding"])
+def test_no_child_outlives_its_parent(video: Path, tmp_path: Path, busy: bool) -> None:
+    """Whatever the parent's __main__ is, and however it ends."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys, io, time\n"
+        f"sys.path[:0] = {[p for p in sys.path if p]!r}\n"
+        "from pipeline.video import Sandbox\n"
+        "box = Sandbox()\n"
+        f"box.probe({str(video)!r})\n"
+        "print(box.pid, flush=True)\n"
+        + ("from video_sources import Hang\nbox.probe(Hang)\n" if busy else "time.sleep(600)\n")
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(0.5 if busy else 0)
+    assert psutil.pid_exists(child)
+    parent.kill()
+    parent.wait()
+    end_s = time.monotonic() + 10
+    while psutil.pid_exists(child) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(child)
+
+
+def test_the_child_is_light(sandbox: Sandbox, video: Path) -> None:
+    """Starting it loads neither torch nor ray."""
+    sandbox.probe(video)
+    with open(f"/proc/{sandbox.pid}/maps", encoding="utf-8") as file:
+        mapped = file.read()
+    assert "libavcodec" in mapped
+    assert "libtorch" not in mapped
+    assert "_raylet" not in mapped
+
+
+def test_works_in_a_ray_task(ray_cluster: None, video: Path) -> None:
+    import ray
+
+    path = str(video)
+
+    @ray.remote(num_cpus=1)
+    def task() -> tuple[int | None, tuple[int, ...]]:
+        with Sandbox() as box:
+            return box.probe(path).frames, box.decode_views(path, VIEWS).clips[0].frames.shape
+
+    assert ray.get(task.remote()) == (60, (8, 48, 48, 3))
