@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import ray.train
+import ray.train.v2.api.exceptions
 from ray.train.torch import TorchTrainer
 
 from pipeline.config import UserError
@@ -33,6 +34,8 @@ from pipeline.training.resources import Resources, share_out
 from pipeline.training.state import MODEL_FILE
 
 POLL_S = 0.25
+# Videos that failed are listed up to this many; the counts go on.
+MAX_FAILURES = 10_000
 # Ray Train looks after its ranks this often; at its default of 2 s a short run mostly waits for its end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
@@ -56,8 +59,10 @@ class Progress:
     first_step: int = 0
     figures: dict[str, float] = field(default_factory=dict)
     validation: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, tuple[str, str]] = field(default_factory=dict)
     stall_s: float = 0.0
     steps_s: float = 0.0
+    timed_steps: int = 0
 
 
 def fit(prepared: Prepared, init_report: str = "") -> dict[str, Any]:
@@ -79,13 +84,13 @@ def fit(prepared: Prepared, init_report: str = "") -> dict[str, Any]:
         progress = _train(prepared, resources, tracker)
         _raise_outcome(prepared, progress)
         summary = _publish(prepared, tracker)
-    except StoppedError:
+    except (StoppedError, KeyboardInterrupt):
         tracker.finish("KILLED")
         raise
     except BaseException:
         tracker.finish("FAILED")
         raise
-    summary |= _figures(progress, time.monotonic() - started_s)
+    summary |= _figures(prepared, progress, time.monotonic() - started_s)
     tracker.finish("FINISHED")
     return summary
 
@@ -171,11 +176,30 @@ def _train(prepared: Prepared, resources: Resources, tracker: Tracker) -> Progre
                 thread.join(POLL_S)
                 _hear(board, progress, tracker, line)
             _hear(board, progress, tracker, line)
+    _tell_failures(progress, tracker)
     if errors:
-        raise errors[0]
+        raise _readable(errors[0])
     if progress.outcome == "stopped":
         raise StoppedError(reasons[0] if reasons else "request", progress.step)
     return progress
+
+
+def _readable(error: BaseException) -> BaseException:
+    """The error of a rank rather than pages about all of them."""
+    if not isinstance(error, ray.train.v2.api.exceptions.WorkerGroupError):
+        return error
+    rank, cause = next(iter(error.worker_failures.items()), (0, error))
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    failed = RuntimeError(f"rank {rank} failed: {lines[-1] if lines else type(cause).__name__}")
+    failed.__cause__ = error
+    return failed
+
+
+def _tell_failures(progress: Progress, tracker: Tracker) -> None:
+    """Keep which videos could not be trained on, with the reasons, beside the run."""
+    if progress.failures:
+        lines = [f"{uri}\t{code}\t{error}" for uri, (code, error) in sorted(progress.failures.items())]
+        tracker.log_text("uri\terror_code\terror\n" + "\n".join(lines) + "\n", "failed_videos.tsv")
 
 
 def _fit_in_thread(trainer: TorchTrainer, errors: list[BaseException]) -> None:
@@ -187,12 +211,12 @@ def _fit_in_thread(trainer: TorchTrainer, errors: list[BaseException]) -> None:
 
 @contextmanager
 def _signals(board: Any) -> Iterator[list[str]]:
-    """SIGTERM, or a first SIGINT, asks the ranks to save and stop; a second SIGINT ends the driver."""
+    """SIGTERM or SIGINT asks the ranks to save and stop; a second one ends the driver at once."""
     reasons: list[str] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
         del frame
-        if reasons and number == signal.SIGINT:
+        if reasons:
             raise KeyboardInterrupt
         reasons.append(signal.Signals(number).name)
         board.stop.remote(reasons[-1])
@@ -216,6 +240,9 @@ def _hear(board: Any, progress: Progress, tracker: Tracker, line: ProgressLine) 
             line.done = progress.step = progress.first_step = record["step"]
         elif record["kind"] == "step":
             _hear_step(record, progress, tracker, line)
+        elif record["kind"] == "failure":
+            if len(progress.failures) < MAX_FAILURES:
+                progress.failures[record["uri"]] = (record["code"], record["error"])
         elif record["kind"] == "validation":
             progress.validation = record["figures"]
             tracker.log_metrics({f"val/{name}": v for name, v in record["figures"].items()}, record["step"])
@@ -230,6 +257,7 @@ def _hear_step(record: Record, progress: Progress, tracker: Tracker, line: Progr
     if progress.step > progress.first_step + 1:  # the first batch is the wait for the stream to start
         progress.stall_s += figures["data_stall"] * figures["step_s"]
         progress.steps_s += figures["step_s"]
+        progress.timed_steps += 1
     tracker.log_metrics({f"train/{name}": value for name, value in figures.items()}, record["step"])
     line.advance(
         1,
@@ -292,12 +320,14 @@ def _stamped(store: CheckpointStore, step: int, folder: Path, tracker: Tracker) 
     return bundle
 
 
-def _figures(progress: Progress, seconds: float) -> dict[str, Any]:
+def _figures(prepared: Prepared, progress: Progress, seconds: float) -> dict[str, Any]:
+    batch = prepared.request.recipe.batch
     return {
         "loss": progress.figures.get("loss"),
-        "clips_per_s": progress.figures.get("clips_per_s"),
+        "clips_per_s": progress.timed_steps * batch / progress.steps_s if progress.steps_s else None,
         "data_stall": progress.stall_s / progress.steps_s if progress.steps_s else None,
         "failed_clips": progress.failed,
+        "failed_videos": len(progress.failures),
         "restarts": max(progress.restarts, 0),
         "seconds": round(seconds, 1),
     }

@@ -181,6 +181,7 @@ class Rank:
             mine.wait_s += time.monotonic() - waited_s
             count = self._place(batch, step, part)
             mine.failed += failed_rows(batch, count)
+            self._tell_failures(batch, count)
             mine.decode_s += float(batch["decode_s"][:count].sum())
             # Drop-out and stochastic depth draw from the place in the run: a resumed run draws the same.
             torch.manual_seed(seed_of("step", self.recipe.seed, step, part, self.rank))
@@ -236,12 +237,20 @@ class Rank:
             return "too many errors"
         return "stopped" if totals.stop else "done"
 
-    # ---- what rank 0 tells and keeps
+    # ---- what ranks tell, and what rank 0 keeps
+
+    def _tell_failures(self, batch: Batch, count: int) -> None:
+        for uri, code, error in zip(
+            *(batch[name][:count] for name in ("uri", "error_code", "error")), strict=True
+        ):
+            if code:
+                self.poster.post({"kind": "failure", "uri": str(uri), "code": str(code), "error": str(error)})
 
     def _report(self, pending: Pending, totals: Totals) -> None:
         weight, seconds = max(totals.weight, 1e-12), pending.seconds
         figures = {
             "loss": totals.loss / weight,
+            "epoch": (pending.step + 1) * self.recipe.batch / self.job.train_rows,
             "lr": pending.lr,
             "grad_norm": float(pending.norm),
             "clips_per_s": self.recipe.batch / seconds,

@@ -11,7 +11,7 @@ from pipeline.config import UserError
 from pipeline.training.recipe import Recipe
 
 # A rank without a GPU computes on all cores it finds; what it reserves is bookkeeping only.
-CPU_RANK_CPUS = 0.1
+CPU_RANK_CPUS = 0.125  # a binary fraction: Ray Train counts elastic ranks by floor division
 GPU_RANK_CPUS = 1.0
 _LEAST_DECODE_CPUS = 0.05
 
