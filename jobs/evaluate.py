@@ -170,9 +170,9 @@ def _write_predictions(rows: Sequence[Mapping[str, Any]], bundle: ModelBundle, f
 
     shape = RowShape({head: len(names) for head, names in bundle.labels.items()})
     schema = shape.schema()
-    kind = pa.list_(pa.string()) if bundle.multilabel else pa.string()
     for suffix in shape.suffixes.values():
-        schema = schema.append(pa.field(f"true_label{suffix}", kind))
+        schema = schema.append(pa.field(f"label_true{suffix}", pa.string()))
+        schema = schema.append(pa.field(f"score_true{suffix}", pa.float32()))
     schema = schema.append(pa.field("correct", pa.bool_()))
     folder.mkdir(parents=True)
     pq.write_table(table_of(rows, schema), folder / part_name(0))

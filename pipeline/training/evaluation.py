@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +62,7 @@ class EvaluationConfig:
 class Evaluation:
     """What came out. ``scores`` and ``intervals`` by name (of several heads: ``noun/top1``); ``reports`` by
     head; ``rows``: one prediction a video, failures included, columns as in a predictions table and
-    ``true_label``.
+    ``label_true`` and ``score_true``, the truth and what the model gave it.
     """
 
     scores: dict[str, float]
@@ -221,6 +221,7 @@ def _graph(bundle: ModelBundle, rows: pa.Table, config: EvaluationConfig) -> Dat
         fn_constructor_args=(model, config.batch, "cuda"),
         batch_size=None,
         compute=ActorPoolStrategy(size=gpus),
+        num_cpus=0.1,  # decoding has the whole ones; a predictor that waits for one would wait for ever
         num_gpus=1,
     )
 
@@ -326,22 +327,25 @@ def _row(
     }
     for i, (head, column) in enumerate(columns.items()):
         suffix = "" if i == 0 else f"_{head}"
-        row[f"true_label{suffix}"] = known[column]
+        row[f"label_true{suffix}"] = _text(known[column])
         if not failed:
-            row |= _prediction(bundle, head, suffix, done[f"logits_{head}"], config.topk)
+            scores = bundle.probabilities({head: done[f"logits_{head}"]})[head]
+            row |= _prediction(bundle.labels[head], scores, suffix, config.topk)
+            row[f"score_true{suffix}"] = min(
+                float(scores[bundle.labels[head].index(x)]) for x in _list(known[column])
+            )
     if not failed:
         row["clip_times_s"] = [float(value) for value in done["clip_times_s"]]
         row["correct"] = all(
-            _is_right(row[f"label{suffix}"], row[f"true_label{suffix}"])
-            for suffix in ("" if i == 0 else f"_{head}" for i, head in enumerate(columns))
+            row["label" if i == 0 else f"label_{head}"] in _list(known[column])
+            for i, (head, column) in enumerate(columns.items())
         )
     return row
 
 
 def _prediction(
-    bundle: ModelBundle, head: str, suffix: str, logits: npt.NDArray[Any], topk: int
+    names: Sequence[str], scores: npt.NDArray[np.float32], suffix: str, topk: int
 ) -> dict[str, Any]:
-    scores, names = bundle.probabilities({head: logits})[head], bundle.labels[head]
     best = np.argsort(-scores, kind="stable")[:topk]
     return {
         f"label{suffix}": names[best[0]],
@@ -351,5 +355,10 @@ def _prediction(
     }
 
 
-def _is_right(predicted: str, truth: Any) -> bool:
-    return predicted == truth if isinstance(truth, str) else predicted in truth
+def _list(labels: str | Sequence[str]) -> Sequence[str]:
+    """The labels of a video, one or several."""
+    return [labels] if isinstance(labels, str) else labels
+
+
+def _text(labels: str | Sequence[str]) -> str:
+    return ", ".join(_list(labels))
