@@ -1,8 +1,8 @@
 """Checkpoints: one folder each, uploaded in the background, valid once their ``COMPLETE`` marker is there.
 
 A checkpoint ``<out>/checkpoints/step-00000012`` holds ``model.safetensors`` (a MODEL like any other: the
-averaged weights where the recipe averages) and ``state.safetensors`` (what training needs besides:
-optimiser, raw weights). Nothing in it can be executed.
+averaged weights where the recipe averages), ``state.safetensors`` (what training needs besides: optimiser,
+raw weights) and ``told.json`` (the figures since the checkpoint before). Nothing in it can be executed.
 """
 
 from __future__ import annotations

@@ -252,13 +252,15 @@ def _hear(board: Any, progress: Progress, tracker: Tracker, line: ProgressLine) 
 
 def _hear_step(record: Record, progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
     figures: dict[str, float] = record["figures"]
+    tracker.log_metrics({f"train/{name}": value for name, value in figures.items()}, record["step"])
+    if record.get("again"):
+        return
     progress.step, progress.figures = record["step"], figures
     progress.failed += record["failed"]
     if progress.step > progress.first_step + 1:  # the first batch is the wait for the stream to start
         progress.stall_s += figures["data_stall"] * figures["step_s"]
         progress.steps_s += figures["step_s"]
         progress.timed_steps += 1
-    tracker.log_metrics({f"train/{name}": value for name, value in figures.items()}, record["step"])
     line.advance(
         1,
         loss=figures["loss"],
@@ -289,7 +291,7 @@ def _publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
         final = _stamped(store, total, Path(folder), tracker)
         notes = final.metadata
         best = (notes.get("best") or {}).get("step", total)
-        version = tracker.log_model(Path(folder) / "step", name, alias="latest", step=total)
+        version = tracker.log_model(Path(folder) / "step", name, alias="final", step=total)
         best_version = version
         if best != total and store.is_complete(best):
             with tempfile.TemporaryDirectory(prefix="tubelet-best-") as other:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.clips import Batch, ClipSpec, seed_of
 from pipeline.clips.plan import BatchShape, Validation
-from pipeline.training.board import Poster
+from pipeline.training.board import Poster, Record
 from pipeline.training.checkpoint import CheckpointWriter
 from pipeline.training.examples import Targets
 from pipeline.training.feed import Ahead, FeedConfig, micro_batches
@@ -138,12 +138,16 @@ class Rank:
         self.notes = {name: self.state.notes.get(name) for name in ("validation", "best")}
         self.writer = CheckpointWriter(job.feed.checkpoints) if self.rank == 0 else None
         self.saved_step = self.state.step or -1
+        self.told: list[Record] = []  # since the last checkpoint
         self.seen = self.failed = 0.0
         self._asked_s = time.monotonic()
 
     def run(self) -> None:
         """Train to the last step, or to the step at which all ranks agree to stop."""
         self._post(kind="start", step=self.state.step, world=self.world, device=str(self.device))
+        for record in self.state.told:
+            # The driver may have died before it heard them; the tracker skips those that it has.
+            self._post(**record, again=True)
         outcome = self._steps()
         if self.state.step > 0:
             self._save()
@@ -158,16 +162,22 @@ class Rank:
         outcome = "done"
         for step in range(self.state.step, self.job.feed.total_steps):
             now = self._step(step)
-            outcome = self._settle(before) if before else "done"
-            before = now
+            outcome, before = self._settle(before), now
+            if outcome == "done" and self._is_mark(step + 1):
+                # What a checkpoint has behind it must have been told.
+                outcome, before = self._settle(before), None
+                self._validate(step + 1)
+                self._save()
             if outcome != "done":
                 break
-            validated = self._validate(step + 1)
-            if validated or (step + 1) % self.recipe.checkpoint_every == 0:
-                self._save()
-        final = self._settle(before) if before else "done"
+        final = self._settle(before)
         at_end = self.state.step == self.job.feed.total_steps
         return "done" if at_end else outcome if outcome != "done" else final
+
+    def _is_mark(self, step: int) -> bool:
+        """Whether a checkpoint, or a validation (which ends with one), follows ``step`` steps."""
+        validates = self.validator is not None and self.validator.validation.due(step)
+        return validates or step % self.recipe.checkpoint_every == 0
 
     # ---- one step
 
@@ -222,8 +232,10 @@ class Rank:
             mine.look_for_preemption = 1.0
             self._asked_s = time.monotonic()
 
-    def _settle(self, pending: Pending) -> str:
+    def _settle(self, pending: Pending | None) -> str:
         """Look at a step's totals, the same on all ranks: report them, say whether to go on (``done``)."""
+        if pending is None:
+            return "done"
         totals = Totals(*pending.totals.tolist())
         self._report(pending, totals)
         if totals.look_for_preemption and ray.train.get_preemption_info() is not None:
@@ -265,19 +277,22 @@ class Rank:
             figures["mfu"] = rate * train_flops(self.state.model.config) / self.peak_flops
         if self.device.type == "cuda":
             figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self._post(kind="step", step=pending.step + 1, figures=figures, failed=int(totals.failed))
+        record = {"kind": "step", "step": pending.step + 1, "figures": figures, "failed": int(totals.failed)}
+        self.told.append(record)
+        self._post(**record)
 
-    def _validate(self, step: int) -> bool:
+    def _validate(self, step: int) -> None:
         """Validate if it is due. The best step is spared by retention, and noted in each checkpoint."""
         if self.validator is None or not self.validator.validation.due(step):
-            return False
+            return
         scores = self.validator(self.batches, step)
         best = self.notes["best"]
         if best is None or scores.main > best["score"]:
             self.notes["best"] = {"step": step, "score": scores.main}
         self.notes["validation"] = scores.values
-        self._post(kind="validation", step=step, figures=scores.values, best=self.notes["best"])
-        return True
+        record = {"kind": "validation", "step": step, "figures": scores.values}
+        self.told.append(record)
+        self._post(**record)
 
     def _save(self) -> None:
         if self.state.step == self.saved_step:
@@ -285,7 +300,8 @@ class Rank:
         self.saved_step = self.state.step
         if self.writer is None and not self.state.parallel.sharded:
             return
-        write = self.state.snapshot(self.notes)
+        write = self.state.snapshot(self.notes, self.told)
+        self.told = []
         if self.writer:
             best = self.notes["best"]
             self.writer.save(self.state.step, write, keep=best["step"] if best else None)

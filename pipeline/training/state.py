@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +23,7 @@ from pipeline.vivit import ViViT, load_model
 if TYPE_CHECKING:
     from pipeline.training.loop import TrainJob
 
-MODEL_FILE, STATE_FILE = "model.safetensors", "state.safetensors"
+MODEL_FILE, STATE_FILE, TOLD_FILE = "model.safetensors", "state.safetensors", "told.json"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -31,7 +32,9 @@ class TrainState:
 
     def __init__(self, job: TrainJob, model: ViViT, device: torch.device, step: int) -> None:
         self.job, self.recipe, self.device, self.step = job, job.recipe, device, step
-        self.notes: dict[str, Any] = {}  # of the checkpoint that this state was restored from
+        # Of the checkpoint that this state was restored from.
+        self.notes: dict[str, Any] = {}
+        self.told: list[dict[str, Any]] = []
         self.model = model.to(device)
         self.model.activation_checkpointing(self.recipe.activation_checkpointing)
         self._set_modes()
@@ -58,6 +61,7 @@ class TrainState:
             state = cls(job, model, device, step)
             state._restore(saved, averages)
             state.notes = metadata
+            state.told = json.loads((files / TOLD_FILE).read_text("utf-8"))
             return state
 
     # ---- a step
@@ -107,10 +111,10 @@ class TrainState:
 
     # ---- checkpoints
 
-    def snapshot(self, notes: dict[str, Any]) -> Callable[[Path], None]:
+    def snapshot(self, notes: dict[str, Any], told: list[dict[str, Any]]) -> Callable[[Path], None]:
         """A function that writes this state into an empty folder. All ranks call this; rank 0 writes.
 
-        ``notes``: plain values to keep with the model.
+        ``notes``: plain values to keep with the model; ``told``: what was reported since the last checkpoint.
         """
         weights = {name: full_tensor(value) for name, value in self.model.state_dict().items()}
         state = self._state_tensors(weights)
@@ -121,6 +125,7 @@ class TrainState:
         def write(folder: Path) -> None:
             bundle.save(folder)
             save_file(state, folder / STATE_FILE, metadata={"step": str(self.step)})
+            (folder / TOLD_FILE).write_text(json.dumps(told), "utf-8")
 
         return write
 

@@ -89,7 +89,7 @@ def test_run_says_what_made_it(done: Fit) -> None:
     files = {file.path for file in done.client.list_artifacts(done.summary["run_id"])}
     assert files >= {"recipe.yaml", "failed_videos.tsv"}
     name, version = done.summary["model_name"], done.summary["model_version"]
-    assert str(done.client.get_model_version_by_alias(name, "latest").version) == version
+    assert str(done.client.get_model_version_by_alias(name, "final").version) == version
     best = done.client.get_model_version_by_alias(name, "best")
     assert str(best.version) == done.summary["best_version"]
 
