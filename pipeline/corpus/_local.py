@@ -42,10 +42,7 @@ class LocalStore:
         if single is not None:
             yield single
             return
-        if not os.path.isdir(uri):
-            raise UserError(
-                f"{uri} does not exist: give a folder with videos, or a URI such as s3://BUCKET/PREFIX"
-            )
+        _need_folder(uri)
         yield from _walk(uri, "", (_identity(uri),))
 
     def holds_any(self, uri: str) -> bool:
@@ -58,6 +55,7 @@ class LocalStore:
             return []
 
     def folders(self, uri: str) -> list[str]:
+        _need_folder(uri)
         with os.scandir(uri) as entries:
             return sorted(_utf8(entry.name) for entry in entries if _is_folder(entry))
 
@@ -123,6 +121,13 @@ def open_local(path: str, etag: str | None) -> io.FileIO:
         file.close()
         raise ObjectChangedError(f"{path} changed since it was listed")
     return file
+
+
+def _need_folder(uri: str) -> None:
+    if not os.path.isdir(uri):
+        raise UserError(
+            f"{uri} does not exist: give a folder with videos, or a URI such as s3://BUCKET/PREFIX"
+        )
 
 
 def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[ObjectInfo]:
