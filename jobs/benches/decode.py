@@ -7,6 +7,7 @@ of the sandbox's child): what a clip costs a core, whoever else uses the machine
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import tempfile
@@ -196,7 +197,11 @@ def _turn(
         workers[who].send((path, clips, check))
         took_s, frames, failure = workers[who].recv()
         if failure is not None:
-            raise UserError(f"{who} failed on {path}: {failure}\nleave it out with --vs")
+            if who not in decode_peers.PEERS:
+                raise RuntimeError(f"{who} failed on {path}: {failure}")
+            # A peer that cannot decode a video loses that video, not the run.
+            taken[who] = (math.nan, False)
+            continue
         ours = frames if ours is None else ours
         agrees = None
         if check and frames is not None:
@@ -216,17 +221,19 @@ def _rows(
     clips = len(SAMPLINGS[sampling](0.0))
     seconds = {who: np.array(times[name, sampling, who]) for who in whos}
     peers = [who for who in whos if who in decode_peers.PEERS]
+    peers = [who for who in peers if not np.isnan(seconds[who]).any()]
     best = min(peers, key=lambda who: float(seconds[who].sum())) if peers else None
     for who in whos:
+        failed = bool(np.isnan(seconds[who]).any())
         yield {
             "bench": "decode",
             "peer": who,
             "video": name,
             "codec": codec,
             "sampling": sampling,
-            "clips_per_s": clips / float(np.median(seconds[who])),
-            "ratio_to_best_peer": None if best is None else _ratio(seconds[best], seconds[who]),
-            "ratio_to_limit": _ratio(seconds["limit"], seconds[who]),
+            "clips_per_s": None if failed else clips / float(np.median(seconds[who])),
+            "ratio_to_best_peer": None if failed or best is None else _ratio(seconds[best], seconds[who]),
+            "ratio_to_limit": None if failed else _ratio(seconds["limit"], seconds[who]),
             "frames_agree": None if who in decode_peers.LIMIT else agree[name, sampling, who],
             "best_peer": best,
             "rounds": len(seconds[who]),

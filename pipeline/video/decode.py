@@ -257,8 +257,8 @@ class _Pass:
     def run(self) -> Decoded:
         table = build_table(self._video)
         assert table is not None
-        if table.trusted and len(table.shown) and table.key[0]:
-            for linear in (False, True)[_lost_packets(self._video, table) :]:
+        if table.trusted and len(table.shown):
+            for linear in (False, True)[_needs_all(self._video, table) :]:
                 try:
                     return self._indexed(table, linear)
                 except DamageError:
@@ -349,10 +349,14 @@ class _Pass:
         return Decoded(clips, info, error)
 
 
-def _lost_packets(video: Video, table: PacketTable) -> bool:
-    """Whether a transport stream has gaps: FFmpeg may then conceal lost pictures without a word in its
-    log.
+def _needs_all(video: Video, table: PacketTable) -> bool:
+    """Whether pictures may depend on packets that a plan would leave out.
+
+    A stream that does not begin with a keyframe is shown from where the decoder recovers. A transport
+    stream with gaps has lost packets, and FFmpeg may conceal lost pictures without a word in its log.
     """
+    if not table.key[0]:
+        return True
     if "mpegts" not in video.container.format.name:
         return False
     gaps = np.diff(table.pts[table.shown])

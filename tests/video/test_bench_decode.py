@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from video_support import make_video
 
 from jobs import bench
 from jobs.bench import BenchOptions
@@ -19,7 +18,8 @@ def test_rows_have_what_readers_rely_on(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
     for number in range(2):
-        make_video(folder / f"{number}.mp4", frames=80, gop=40, options={"preset": "veryfast", "bf": "2"})
+        recipe = decode_corpus.Recipe(str(number), "h264", "libx264", 320, 240, 40, frames=80)
+        decode_corpus.make(recipe, folder)
     (folder / "notes.txt").write_text("no video")
     out = tmp_path / "rows.jsonl"
     decode._MAX_ROUNDS, keep = 2, decode._MAX_ROUNDS
