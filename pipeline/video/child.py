@@ -13,7 +13,7 @@ import resource
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,10 @@ class Request:
     views: tuple[View, ...] | None
     window_s: tuple[float, float] | None
     limits: Limits
+    segments: tuple[int, ...] = ()
+    """Segments of shared memory that the parent still maps; all others are given up."""
+    free: int | None = None
+    """One of them that may be written to."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +56,51 @@ class Reply:
     times_s: tuple[Any, ...] = ()
     error: DecodeError | None = None
     resident_bytes: int = 0
+    segment: int | None = None
 
 
 class SharedMemory:
-    """Memory for the clips of one reply: anonymous, so that nothing is left behind whoever dies."""
+    """Memory for the clips of replies: anonymous, so that nothing is left behind whoever dies.
+
+    Segments that the parent has done with are used again: the system clears new pages one by one, which
+    takes as long as scaling the frames that go into them.
+    """
 
     def __init__(self) -> None:
+        self._kept: dict[int, mmap.mmap] = {}
+        self._count = 0
+        self._free: int | None = None
+        self.segment: int | None = None
+        """The segment of the current reply."""
         self.file: int | None = None
-        self._map: mmap.mmap | None = None
+        """Its file descriptor, where the parent does not have it yet."""
+
+    def begin(self, free: int | None) -> None:
+        """A new request, which may use the segment ``free``."""
+        self._free = free
+        self._drop_file()
+        self.segment = None
 
     def allocate(self, size_bytes: int) -> Pixels:
         """uint8 (size_bytes,). A second call (decoding began anew) replaces the first."""
-        self.close()
+        if self._free is not None and len(self._kept[self._free]) >= size_bytes:
+            self.segment = self._free
+            return np.frombuffer(self._kept[self._free], np.uint8, size_bytes)
+        self._drop_file()
         self.file = new_memory_file(size_bytes)
-        self._map = mmap.mmap(self.file, size_bytes)
-        return np.frombuffer(self._map, np.uint8)
+        self._count += 1
+        self.segment = self._count
+        self._kept[self._count] = mmap.mmap(self.file, size_bytes)
+        return np.frombuffer(self._kept[self._count], np.uint8)
 
-    def close(self) -> None:
-        """Let go of it; the parent has its own hold."""
+    def keep(self, segments: tuple[int, ...]) -> None:
+        """Let go of all segments but these; the parent has its own hold on what it uses."""
+        self._kept = {number: memory for number, memory in self._kept.items() if number in segments}
+
+    def _drop_file(self) -> None:
         if self.file is not None:
             os.close(self.file)
-        self.file = self._map = None
+        self.file = None
 
 
 def new_memory_file(size_bytes: int) -> int:
@@ -170,6 +198,7 @@ def main(link_file: int, parent: int) -> None:
     link = socket.socket(fileno=link_file)
     base = address_space()
     wire.send(link, wire.pack(os.getpid()))
+    memory = SharedMemory()
     while True:
         try:
             message, _ = wire.receive(link)
@@ -181,9 +210,9 @@ def main(link_file: int, parent: int) -> None:
             continue
         if base:
             limit_memory(base + message.limits.memory_bytes)
-        memory = SharedMemory()
-        reply = answer(message, memory)
-        object.__setattr__(reply, "resident_bytes", resident_bytes())
-        wire.send(link, _pack(reply), () if memory.file is None or reply.failure else (memory.file,))
-        memory.close()
-        del message, reply, memory
+        memory.keep(message.segments)
+        memory.begin(message.free)
+        reply = replace(answer(message, memory), resident_bytes=resident_bytes(), segment=memory.segment)
+        files = () if memory.file is None or reply.failure is not None else (memory.file,)
+        wire.send(link, _pack(reply), files)
+        del message, reply

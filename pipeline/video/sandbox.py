@@ -20,9 +20,12 @@ import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.video import wire
 from pipeline.video.child import Reply, Request
@@ -35,11 +38,25 @@ from pipeline.video.views import View
 
 _START_S = 60.0  # a loaded machine starts an interpreter slowly; only a broken one takes this long
 _FAT_BYTES = 1 << 30  # a child that keeps this much after a request is replaced
+# Shared memory kept for use again: more replies than this are seldom looked at at a time.
+_KEPT_SEGMENTS = 4
+_KEPT_SEGMENT_BYTES = 64 << 20
 
 _ENTRY = (
     "import json, sys; sys.path += [p for p in json.loads(sys.argv[3]) if p not in sys.path]; "
     "from pipeline.video.child import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 )
+
+_CHILD_ENV = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # Arenas of threads would count against the memory limit.
+    "MALLOC_ARENA_MAX": "1",
+    # Decoders free all their pictures after each video: giving them back to the system costs clearing them
+    # again.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+}
 
 _spawners: dict[int, ThreadPoolExecutor] = {}
 _spawners_lock = threading.Lock()
@@ -55,6 +72,46 @@ def _spawner() -> ThreadPoolExecutor:
         return _spawners[os.getpid()]
 
 
+class _Lease(npt.NDArray[np.uint8] if TYPE_CHECKING else np.ndarray):  # type: ignore[misc]
+    """The memory of a reply; when the last clip in it is gone, the child may use it again."""
+
+
+class _Segments:
+    """Shared memory of one child: what is mapped here, and what of it nobody looks at any more."""
+
+    def __init__(self) -> None:
+        self._mapped: dict[int, mmap.mmap] = {}
+        self._free: list[int] = []  # appended to when arrays are freed, in any thread
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """Segments that are kept for use."""
+        return tuple(self._mapped)
+
+    def pop_free(self) -> int | None:
+        """A segment to write to."""
+        return self._free.pop() if self._free else None
+
+    def lease(self, segment: int, files: list[int]) -> npt.NDArray[np.uint8]:
+        """The memory of a reply, as an array that gives it back when it goes."""
+        for file in files:
+            memory = mmap.mmap(file, 0)
+            os.close(file)
+        if not files:
+            memory = self._mapped[segment]
+        lease = np.frombuffer(memory, np.uint8).view(_Lease)
+        if segment in self._mapped or (
+            len(self._mapped) < _KEPT_SEGMENTS and len(memory) <= _KEPT_SEGMENT_BYTES
+        ):
+            self._mapped[segment] = memory
+            weakref.finalize(lease, self._free.append, segment).atexit = False
+        return lease
+
+    def forget(self, segment: int) -> None:
+        """A free segment that turned out too small."""
+        self._mapped.pop(segment, None)
+
+
 class _Child:
     """One child process and the socket to it."""
 
@@ -64,6 +121,7 @@ class _Child:
             self.process = _spawner().submit(_start, theirs.fileno()).result()
         self.link = ours
         self.served = 0
+        self.segments = _Segments()
         self.last_use = weakref.finalize(self, _end, self.process, ours)
         try:
             wire.receive(ours, time.monotonic() + _START_S)
@@ -85,8 +143,7 @@ def _start(link_file: int) -> subprocess.Popen[bytes]:
         pass_fds=(link_file,),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        # One decoder, one thread; arenas of threads would count against the memory limit.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+        env={**os.environ, **_CHILD_ENV},
     )
 
 
@@ -149,18 +206,22 @@ class Sandbox:
         assert memory is not None
         clips, offset = [], 0
         for shape, times_s in zip(reply.shapes, reply.times_s, strict=True):
-            frames = np.frombuffer(memory, np.uint8, int(np.prod(shape)), offset).reshape(shape)
+            size = int(np.prod(shape))
+            frames = memory[offset : offset + size].view(np.ndarray).reshape(shape)
             clips.append(Clip(frames, times_s))
-            offset += frames.size
+            offset += size
         return Decoded(clips, reply.info, reply.error)
 
-    def _ask(self, request: Request) -> tuple[Reply, mmap.mmap | None]:
-        packed = _packed(request)
+    def _ask(self, request: Request) -> tuple[Reply, npt.NDArray[np.uint8] | None]:
+        packed = _packed(request)  # refuses what cannot travel before a child is started for it
         end_s = time.monotonic() + self.limits.deadline_s
         child = self._ready_child()
         if child.served == 0:
             end_s = time.monotonic() + self.limits.deadline_s  # starting is not the file's fault
         child.served += 1
+        free = None if request.views is None else child.segments.pop_free()
+        if child.segments.known:
+            packed = _packed(replace(request, segments=child.segments.known, free=free))
         try:
             child.link.settimeout(self.limits.deadline_s)
             wire.send(child.link, packed)
@@ -170,7 +231,13 @@ class Sandbox:
             raise DecodeError("timeout", f"not done after {self.limits.deadline_s:g} s") from None
         except (EOFError, OSError):
             raise DecodeError("crash", f"the decoder process {self._cause_of_death()}") from None
-        memory = _mapped(files)
+        if free is not None and reply.segment != free:
+            child.segments.forget(free)
+        memory = None
+        if reply.segment is not None and reply.failure is None:
+            memory = child.segments.lease(reply.segment, files)
+        elif free is not None and reply.segment == free:
+            child.segments.forget(free)
         if reply.resident_bytes > _FAT_BYTES:
             self._drop()
         if reply.failure is not None:
@@ -222,11 +289,3 @@ def _portable(source: Source, limits: Limits) -> Source:
     if len(data) > limits.max_object_bytes:
         raise DecodeError("too_large", f"over {limits.max_object_bytes} bytes")
     return data
-
-
-def _mapped(files: list[int]) -> mmap.mmap | None:
-    memory = None
-    for file in files:
-        memory = mmap.mmap(file, 0)
-        os.close(file)
-    return memory

@@ -64,6 +64,20 @@ def test_clips_outlive_later_requests_and_the_sandbox(video: Path) -> None:
         np.testing.assert_array_equal(clip.frames, copy)
 
 
+def test_memory_is_used_again_only_when_nobody_looks_at_it(sandbox: Sandbox, video: Path) -> None:
+    """Whatever of a clip is kept (a slice of a slice) keeps its memory; sizes come and go."""
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
+    for number in range(24):
+        view = View(Frames((number, number + 1)), ShortSide(32 + 16 * (number % 3)))
+        clip = sandbox.decode_views(video, [view]).clips[0]
+        np.testing.assert_array_equal(clip.frames, decode_views(video, [view]).clips[0].frames)
+        if number % 2:
+            part = clip.frames[1][2:].transpose(2, 0, 1)
+            kept.append((part, part.copy()))
+    for part, copy in kept:
+        np.testing.assert_array_equal(part, copy)
+
+
 @pytest.mark.parametrize(
     "make", [Path.read_bytes, lambda p: io.BytesIO(p.read_bytes()), str], ids=["bytes", "file", "path"]
 )
