@@ -50,8 +50,9 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 90) -> None:
         time.sleep(0.2)
 
 
-def start(uri: str, run_id: str | None = None, **more: object) -> Tracker:
-    return Tracker.start(uri, "tests", "a run", run_id=run_id, system_metrics=False, **more)  # type: ignore[arg-type]
+def start(uri: str, run_id: str | None = None, *, wait_s: float = 200, **more: object) -> Tracker:
+    # A busy machine takes its time to make the database; these tests need the run's id.
+    return Tracker.start(uri, "tests", "a run", run_id=run_id, system_metrics=False, wait_s=wait_s, **more)  # type: ignore[arg-type]
 
 
 # ---- one run
@@ -173,7 +174,7 @@ DRIVER = """
 import sys, tempfile
 tempfile.tempdir = sys.argv[2]
 from pipeline.tracking import Tracker
-tracker = Tracker.start(sys.argv[1], "tests", "killed", system_metrics=False)
+tracker = Tracker.start(sys.argv[1], "tests", "killed", system_metrics=False, wait_s=200)
 for step in range(10):
     tracker.log_metrics({"loss": 1.0}, step)
 if "flush" in sys.argv:
@@ -200,7 +201,7 @@ def test_a_killed_driver_s_run_ends_as_killed_with_all_it_logged(database: str, 
     assert run_of(database, run_id).info.status == "RUNNING"
     driver.kill()
     driver.wait()
-    wait_until(lambda: run_of(database, run_id).info.status == "KILLED")
+    wait_until(lambda: run_of(database, run_id).info.status == "KILLED", 180)
     assert steps_of(database, run_id, "loss") == list(range(10))
 
 

@@ -1,6 +1,6 @@
 """Outlives the driver: when that dies without a word, sends what it left and marks its run KILLED.
 
-Started as ``python guard.py SPOOL`` with a pipe from the driver as stdin; the pipe's end is the driver's end.
+Started as ``python guard.py SPOOL OWNER`` with a pipe from the driver as stdin: its end is the driver's end.
 Until then it is a bare interpreter of some 10 MB. It reads the spool only, never a bucket.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 GIVE_UP_S = 24 * 3600.0  # how long to wait for a server that is away
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, owner: str) -> None:
     """Wait for the driver's end, then send the rest."""
     words = sys.stdin.read().split()
     if "done" in words or not (folder / "state.json").exists():
@@ -24,6 +24,8 @@ def main(folder: Path) -> None:
     from pipeline.tracking.tracker import flush_spool
 
     state = json.loads((folder / "state.json").read_text("utf-8"))
+    if state["owner"] != owner:  # resumed: run and spool belong to another process now, with its own guard
+        return
     left = [record for record in read_journal(folder) if record["kind"] == "status"]
     final = left[-1] if left else {"kind": "status", "status": "KILLED", "time_ms": now_ms()}
     deadline_s = time.monotonic() + GIVE_UP_S
@@ -34,4 +36,4 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     # Running this file by path puts its folder first on the path, where `registry` and others would be found.
     sys.path.pop(0)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

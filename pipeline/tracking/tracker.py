@@ -75,7 +75,7 @@ class Tracker:
         store.on_open = lambda: _write_state(folder, store)
         store.on_open()
         spool = Spool(folder, store.send, store.healthy)
-        tracker = cls(store, spool, _start_guard(folder))
+        tracker = cls(store, spool, _start_guard(folder, store.owner))
         tracker._connect(wait_s)
         spool.start()
         tracker.set_tags(_strings(tags or {}))
@@ -313,10 +313,10 @@ def _write_state(folder: Path, store: RunStore) -> None:
     temporary.replace(path)
 
 
-def _start_guard(folder: Path) -> subprocess.Popen[str] | None:
+def _start_guard(folder: Path, owner: str) -> subprocess.Popen[str] | None:
     with suppress(OSError):
         return subprocess.Popen(
-            [sys.executable, guard.__file__, str(folder)],
+            [sys.executable, guard.__file__, str(folder), owner],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -126,7 +126,7 @@ def check_training(case: Golden) -> None:
         np.testing.assert_allclose(float(norm), case["grad_norms"][step], rtol=2e-5, atol=1e-5)
         np.testing.assert_allclose(schedule(step), case["lrs"][step], rtol=1e-6, atol=1e-7)
     for (name, got), want in zip(model.named_parameters(), final.parameters(), strict=True):
-        assert float((got - want).abs().max()) < 1e-5, name
+        assert (got - want).abs().max().item() < 1e-5, name
 
 
 CHECKS: dict[str, Callable[[Golden], None]] = {
