@@ -19,10 +19,11 @@ FORMAT = "tubelet-vivit-1"
 
 def save_model(path: str | os.PathLike[str], model: ViViT, metadata: dict[str, Any] | None = None) -> None:
     """Write weights, config and `metadata` (plain JSON values) to `path`; a reader never sees half a file."""
+    # Keys keep their order: that of several label sets says which logits are whose.
     head = {
         "format": FORMAT,
-        "config": json.dumps(model.config.to_dict(), sort_keys=True),
-        "metadata": json.dumps(metadata or {}, sort_keys=True),
+        "config": json.dumps(model.config.to_dict()),
+        "metadata": json.dumps(metadata or {}),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     target = Path(path)
