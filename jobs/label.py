@@ -31,6 +31,12 @@ def command(  # noqa: PLR0917 - typer calls it by name
     new_version: Annotated[
         bool, typer.Option("--new-version", help="Move rows of another model or sampling under _versions/.")
     ] = False,
+    export: Annotated[
+        str | None, typer.Option(help="Also write all rows to this .jsonl or .csv file.")
+    ] = None,
+    review_limit: Annotated[
+        int, typer.Option(help="Most videos on the review page that is made at the end; 0 for no page.")
+    ] = 100,
     workers: Annotated[int | None, typer.Option(help="Decode workers (default: one a CPU).")] = None,
     predictors: Annotated[
         int | None, typer.Option(help="Predictors apart from the decode workers (default: one a GPU).")
@@ -69,6 +75,8 @@ def command(  # noqa: PLR0917 - typer calls it by name
             "max_error_rate": max_error_rate,
             "retry_errors": retry_errors,
             "new_version": new_version,
+            "export": export,
+            "review_limit": review_limit,
             "workers": workers,
             "predictors": predictors,
             "gpus": gpus,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from pipeline.clips import ClipSpec
 from pipeline.corpus import storage
 from pipeline.models import ModelBundle
+from pipeline.video import decode_views
 from pipeline.vivit import ViViT, ViViTConfig
 
 CLASSES = ["left", "right", "up", "down"]
@@ -26,20 +27,64 @@ def write_video(
 ) -> Path:
     """A small H.264 file whose colours and motion come from ``seed``; ``fast``: its index first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw = np.random.default_rng(seed)
-    colour, speed = draw.integers(40, 215, 3), draw.uniform(0.5, 3, 2)
-    y, x = np.mgrid[0:size, 0:size]
     options = {"movflags": "faststart"} if fast else {}
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "28"})
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
-        for i in range(frames):
-            wave = np.sin((x * speed[0] + y * speed[1] + i * 9 * speed[0]) / 7)
-            image = np.clip(colour[None, None] + 60 * wave[..., None], 0, 255).astype(np.uint8)
+        for image in pictures(seed, frames, size):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+def write_scenes(path: Path, scenes: Sequence[tuple[int, int]], *, size: int = 48, fps: int = 10) -> Path:
+    """One video of several scenes, each ``(seed, frames)`` and as :func:`write_video` draws it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "28"})
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for seed, frames in scenes:
+            for image in pictures(seed, frames, size):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def pictures(seed: int, frames: int, size: int) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Frames uint8 ``(size, size, 3)`` of a wave; its colour, direction and speed come from ``seed``."""
+    draw = np.random.default_rng(seed)
+    colour, speed = draw.integers(40, 215, 3), draw.uniform(0.5, 3, 2)
+    y, x = np.mgrid[0:size, 0:size]
+    for i in range(frames):
+        wave = np.sin((x * speed[0] + y * speed[1] + i * 9 * speed[0]) / 7)
+        yield np.clip(colour[None, None] + 60 * wave[..., None], 0, 255).astype(np.uint8)
+
+
+def fitted_bundle(folder: Path, seeds: Sequence[int]) -> Path:
+    """A model whose head was fitted, by least squares on its own features, to tell scenes apart."""
+    config = ViViTConfig.preset("tiny-16x2-model1", classes=len(seeds))
+    torch.manual_seed(0)
+    model = ViViT(config).eval()
+    spec = ClipSpec(frames=config.frames, stride=None, size=config.height, tubelet=config.tubelet)
+    clips, targets = [], []
+    for number, seed in enumerate(seeds):
+        path = write_scenes(folder / "scenes" / f"{seed}.mp4", [(seed, 60)])
+        for start_s in np.arange(0, 4, 0.25):
+            decoded = decode_views(str(path), spec.test_views(), window_s=(start_s, start_s + 2))
+            clips.append(torch.from_numpy(decoded.clips[0][0]))
+            targets.append(number)
+    with torch.inference_mode():
+        features = model(torch.stack(clips), features=True)[1]
+    wanted = 10 * torch.nn.functional.one_hot(torch.tensor(targets)).float()
+    inputs = torch.cat((features, torch.ones(len(features), 1)), dim=1)
+    solved = torch.linalg.lstsq(inputs, wanted, driver="gelsd").solution
+    with torch.no_grad():
+        model.head.weight.copy_(solved[:-1].T)
+        model.head.bias.copy_(solved[-1])
+    ModelBundle(model, {"label": [f"scene {seed}" for seed in seeds]}, spec).save(folder)
+    return folder
 
 
 def write_corpus(folder: Path, count: int, broken: Sequence[int] = ()) -> Path:

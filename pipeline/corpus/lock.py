@@ -183,7 +183,7 @@ class OutputLock:
                     return
                 storage.write_bytes(storage.join(self.folder, self._name or ""), self._record())
                 renewed_s = time.monotonic()
-            except (OSError, UserError) as error:  # the store may be back before the lock is stale
+            except Exception as error:  # the store may be back before the lock is stale
                 if time.monotonic() - renewed_s > self._stale_after_s:
                     self._lost = f"the lock on {self.uri} could not be renewed: {str(error).splitlines()[0]}"
                     return

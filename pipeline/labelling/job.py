@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,16 +18,18 @@ from pipeline.config import Settings, UserError
 from pipeline.corpus import storage
 from pipeline.corpus.index import IndexConfig, index_corpus
 from pipeline.corpus.lock import OutputLock
-from pipeline.corpus.manifest import is_manifest, read_manifest
+from pipeline.corpus.manifest import fingerprint, is_manifest, read_manifest
 from pipeline.corpus.storage import StorageOptions
 from pipeline.labelling.bundles import Answers, LoadedModels, row_shape, ship
+from pipeline.labelling.export import check_target, export
 from pipeline.labelling.guard import WINDOW, ErrorGuard, too_many_errors
 from pipeline.labelling.output import OutputFiles, claim
 from pipeline.labelling.plan import MAX_MODELS, Plan, Shard, encode_requests, make_plan, read_requests
 from pipeline.labelling.report import Report, Summary, Tally, summarise
+from pipeline.labelling.review import ReviewConfig, review
 from pipeline.labelling.schema import ERROR, EmbeddingType, table_of
 from pipeline.labelling.sink import PredictionSink, part_name, part_numbers
-from pipeline.labelling.stream import Layout, cells, label_stream, lay_out
+from pipeline.labelling.stream import Layout, cells, check_reachable, label_stream, lay_out
 from pipeline.labelling.windows import INTERVAL_COLUMNS, Windows, intervals_table
 from pipeline.labelling.workers import DecodeJob
 from pipeline.models import ModelBundle
@@ -36,6 +39,7 @@ from pipeline.progress import ProgressLine
 # row.
 TRANSIENT = frozenset({"io_error", "crash", "timeout", "out_of_memory"})
 INTERVALS = "_intervals/intervals.parquet"
+PAGE = "_review/page.html"
 _AGAIN = "_plan/again.parquet"
 
 
@@ -57,6 +61,8 @@ class LabelConfig(Settings):
     workers: Annotated[int, Field(ge=1)] | None = None
     predictors: Annotated[int, Field(ge=0)] | None = None
     gpus: Annotated[float, Field(ge=0)] | None = None
+    export: str | None = None
+    review_limit: Annotated[int, Field(ge=0)] = 100
     anonymous: bool = False
     tracking_uri: str | None = None
     experiment: str = "tubelet"
@@ -82,12 +88,18 @@ class LabelJob:
         Raises:
             UserError: a bad input, an output of something else or in use, too many failures.
         """
+        if self.config.export is not None:
+            check_target(self.config.export)
         with OutputLock(self.out, job="tubelet label") as lock:
             prepared = self.prepare(lock.check)
-            if not prepared.plan.work:
-                return summarise(prepared, Tally(), 0.0, None)
-            start_ray()
-            return Run(self.config, prepared).go()
+            if prepared.plan.work:
+                start_ray()
+                summary = Run(self.config, prepared).go()
+            else:
+                summary = summarise(prepared, Tally(), 0.0, None)
+            if self.config.export is not None:
+                export(prepared.sinks[0].files, self.config.export)
+            return summary
 
     def describe(self) -> str:
         """What :meth:`run` would do; writes nothing.
@@ -126,7 +138,7 @@ class LabelJob:
             windows=config.windows,
             retry_errors=config.retry_errors,
         )
-        return Prepared(models, sampling, answers, root, sinks, plan, manifest)
+        return Prepared(models, sampling, answers, root, sinks, plan, fingerprint(manifest))
 
     def _manifest(self) -> pa.Table:
         source = self.config.source
@@ -163,7 +175,7 @@ class Prepared:
     root: OutputFiles
     sinks: list[PredictionSink]
     plan: Plan
-    manifest: pa.Table
+    fingerprint: str
 
 
 class Run:
@@ -183,6 +195,7 @@ class Run:
 
         prepared = self.prepared
         self._check_known_errors()
+        check_reachable(prepared.root, [shard.name for shard in prepared.plan.shards[:1]])
         decode = DecodeJob(prepared.models.specs, self.config.views, prepared.root.options)
         layout = lay_out(
             ray.cluster_resources(),
@@ -287,10 +300,25 @@ class Run:
         for shard in [*self.prepared.plan.shards, Shard(_AGAIN, 0)]:
             storage.delete(self.prepared.root.path(shard.name), self.prepared.root.options)
         self.report.finish()
+        self._make_page()
         tally = self.report.tallies[0]
         failures = {code: count for code, count in tally.reasons.items() if code != "partial"}
         self.guard.judge(tally.ok + tally.errors, failures, tally.examples)
         self.report.close()
+
+    def _make_page(self) -> None:
+        """The review page beside the rows, and in the run."""
+        if not self.config.review_limit:
+            return
+        files, options = self.prepared.sinks[0].files, self.prepared.root.options
+        made = ReviewConfig(
+            predictions=files.uri,
+            out=files.path(PAGE),
+            limit=self.config.review_limit,
+            workers=self.config.workers or os.cpu_count() or 1,
+            anonymous=options.anonymous,
+        )
+        self.report.link_page(review(made).out, files.read(PAGE))
 
 
 def write_intervals(files: OutputFiles) -> None:

@@ -104,11 +104,11 @@ def make_plan(
     holds a corpus of any size.
     """
     plan = Plan(already_done=[0] * len(published), already_failed=[0] * len(published))
-    keys: set[int] = set()
+    keys: list[npt.NDArray[np.uint64]] = []
     shard: list[dict[str, Any]] = []
     for rows in _slices(manifest):
         candidates = list(_candidates(rows, windows))
-        keys.update(digests([row["key"] for row in candidates]).tolist())
+        keys.append(np.unique(digests([row["key"] for row in candidates])))
         for row in _left(candidates, published, plan, retry_errors):
             if row["status"] == "error":
                 plan.known_errors.append(row)
@@ -120,7 +120,7 @@ def make_plan(
             if len(shard) >= _SHARD_ROWS:
                 _write_shard(plan, shard, files, folder)
     _write_shard(plan, shard, files, folder)
-    plan.objects = len(keys)
+    plan.objects = len(np.unique(np.concatenate(keys))) if keys else 0
     return plan
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.labelling.schema import ERROR, OK, RowShape
+from pipeline.labelling.schema import ERROR, OK, RowShape, column_of
 from pipeline.vivit import ViViT, ViViTConfig, fold_normalisation
 
 Batch = dict[str, npt.NDArray[Any]]
@@ -94,7 +94,7 @@ class Predictor:
         columns = {**_who(batch, wanted), **_how(batch, job, wanted)}
         columns |= _answers(job, outcome, np.searchsorted(wanted, good), len(wanted))
         schema = job.shape.schema()
-        arrays = [pa.array(columns[name], schema.field(name).type) for name in schema.names]
+        arrays = [column_of(columns[name], schema.field(name).type) for name in schema.names]
         table = pa.Table.from_arrays(arrays, schema=schema)
         table = table.append_column("request", pa.array(batch["request"][wanted], pa.int64()))
         table = table.append_column("decode_s", pa.array(batch["decode_s"][wanted], pa.float64()))
@@ -133,8 +133,17 @@ class _Forward:
         features: list[Tensor] = []
         flat = tubelets.reshape(-1, *tubelets.shape[2:])
         index = (rows[:, None] * views + np.arange(views)).reshape(-1)
-        for start in range(0, len(index), self._clips):
-            found, pooled = self._model(self._clip(flat, index[start : start + self._clips]), features=True)
+        start = 0
+        while start < len(index):
+            part = index[start : start + self._clips]
+            try:
+                found, pooled = self._model(self._clip(flat, part), features=True)
+            except torch.OutOfMemoryError:
+                if self._clips == 1:
+                    raise
+                self._clips = max(1, self._clips // 2)  # another process took memory of the same GPU
+                continue
+            start += len(part)
             by_head = found if isinstance(found, dict) else {next(iter(logits)): found}
             for head, values in by_head.items():
                 logits[head].append(values.float())

@@ -10,13 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.corpus.manifest import fingerprint
 from pipeline.labelling import figures
 from pipeline.labelling.drift import expectation, total_variation
 from pipeline.labelling.schema import ERROR
@@ -33,7 +31,10 @@ _LOG_EVERY_S = 10.0
 
 @dataclass
 class Summary:
-    """How it ended. ``ok`` and ``errors`` count what readers now see of the manifest, all runs together."""
+    """How it ended. ``ok`` and ``errors`` count what readers now see of the manifest, all runs together.
+
+    ``startup_s``: of ``seconds``, those before the first decoded row, when workers start and load the model.
+    """
 
     objects: int
     ok: int
@@ -42,9 +43,11 @@ class Summary:
     videos_per_s: float
     labelled: int = 0
     seconds: float = 0.0
+    startup_s: float = 0.0
     out: str = ""
     models: dict[str, str] = field(default_factory=dict)
     run_id: str | None = None
+    review: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For the JSON line."""
@@ -92,6 +95,7 @@ class Report:
         self.tallies = [Tally() for _ in prepared.sinks]
         self.summary = summarise(prepared, Tally(), 0.0, tracker.run_id)
         self._started_s = self._logged_s = time.monotonic()
+        self._first_s: float | None = None
 
     @classmethod
     def start(cls, config: LabelConfig, prepared: Prepared, layout: Layout) -> Report:
@@ -106,7 +110,7 @@ class Report:
             "to_do": prepared.plan.work,
         }
         params |= {f"layout.{name}": value for name, value in dataclasses.asdict(layout).items()}
-        tags = {"tubelet.job": "label", "tubelet.manifest_fingerprint": fingerprint(prepared.manifest)}
+        tags = {"tubelet.job": "label", "tubelet.manifest_fingerprint": prepared.fingerprint}
         tracker = Tracker.start(config.tracking_uri, config.experiment, "label", tags=tags, params=params)
         for link in links:
             tracker.link_model(link)
@@ -120,6 +124,8 @@ class Report:
     def add(self, number: int, rows: pa.Table) -> None:
         """Count rows of model ``number``."""
         self.tallies[number].add(rows)
+        if self._first_s is None and "decode_s" in rows.column_names:
+            self._first_s = time.monotonic()
         if time.monotonic() - self._logged_s > _LOG_EVERY_S:
             self._log_progress()
 
@@ -134,6 +140,7 @@ class Report:
         """Everything is published: log what the job found, and end the run."""
         seconds = time.monotonic() - self._started_s
         self.summary = summarise(self._prepared, self.tallies[0], seconds, self._tracker.run_id)
+        self.summary.startup_s = round((self._first_s or self._started_s) - self._started_s, 3)
         self._log_progress()
         self._tracker.log_metrics(self._costs(seconds))
         for number, tally in enumerate(self.tallies):
@@ -145,9 +152,11 @@ class Report:
         """The job is over, and all is well."""
         self._tracker.finish("FINISHED")
 
-    def log_page(self, page: Path) -> None:
-        """Keep the review page with the run."""
-        self._tracker.log_file(page, "review.html")
+    def link_page(self, uri: str, page: bytes) -> None:
+        """Keep the review page with the run, and say where it lies."""
+        self.summary.review = uri
+        self._tracker.set_tags({"tubelet.review_page": uri})
+        self._tracker.log_text(page.decode(), "review.html")
 
     def _costs(self, seconds: float) -> dict[str, float]:
         """Core-seconds and GPU-seconds that a video took, by what the actors measured and what they hold."""

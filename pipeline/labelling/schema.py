@@ -23,7 +23,8 @@ class RowShape:
         heads: number of classes by head; the first one fills ``label``, further ones ``label_<head>`` and
             so on.
         scores: all probabilities of each head, a fixed-size list of float32.
-        embedding: element type of the pooled features, or None for no such column.
+        embedding: element type of the pooled features, or None for no such column. Failed rows hold NaN there
+            and in ``scores``, null elsewhere.
         embedding_dim: their length (the model's width).
     """
 
@@ -78,8 +79,17 @@ _HOW = (
 
 def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Rows as a table of exactly ``schema``; absent columns are null."""
-    columns = [pa.array([row.get(name) for row in rows], schema.field(name).type) for name in schema.names]
+    columns = [column_of([row.get(name) for row in rows], schema.field(name).type) for name in schema.names]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Values as an array. In fixed-size lists NaN stands for null, which PyArrow writes and cannot read."""
+    if pa.types.is_fixed_size_list(kind):
+        width = np.float16 if kind.value_type == pa.float16() else np.float32
+        nothing = np.full(kind.list_size, np.nan, width)
+        values = [nothing if value is None else np.asarray(value, width) for value in values]
+    return pa.array(values, kind)
 
 
 def digests(*columns: Iterable[object]) -> np.ndarray[Any, np.dtype[np.uint64]]:

@@ -171,10 +171,18 @@ class PredictionSink:
 
 
 def _merge(part: pa.Table, newer: pa.Table) -> pa.Table:
-    """``part`` without the rows whose place ``newer`` has, then ``newer``."""
-    taken = set(digests(newer["key"].to_pylist(), newer["window"].to_pylist()).tolist())
-    places = digests(part["key"].to_pylist(), part["window"].to_pylist()).tolist()
-    kept = part.filter(pa.array([place not in taken for place in places], pa.bool_()))
+    """``part`` without the rows that ``newer`` replaces, then ``newer``.
+
+    Windows of a former content of a changed object go too: a shorter video has fewer of them.
+    """
+    keys, etags = newer["key"].to_pylist(), newer["etag"].to_pylist()
+    taken, current = (
+        set(zip(keys, newer["window"].to_pylist(), strict=True)),
+        dict(zip(keys, etags, strict=True)),
+    )
+    former = zip(part["key"].to_pylist(), part["window"].to_pylist(), part["etag"].to_pylist(), strict=True)
+    keep = [(key, window) not in taken and current.get(key, etag) == etag for key, window, etag in former]
+    kept = part.filter(pa.array(keep, pa.bool_()))
     return pa.concat_tables([kept.cast(newer.schema), newer])
 
 

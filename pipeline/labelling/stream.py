@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.config import UserError
+from pipeline.corpus.storage import is_remote
 from pipeline.labelling.output import OutputFiles
 from pipeline.labelling.plan import Shard, ShardReader, slices
 from pipeline.labelling.predictor import ModelJob, Predictor, read_cell
@@ -138,6 +142,29 @@ def label_stream(
     return decoded.map_batches(
         Predictor, fn_constructor_args=(models,), fn_constructor_kwargs={"clips": clips}, **options
     )
+
+
+def check_reachable(files: OutputFiles, names: Sequence[str]) -> None:
+    """Refuse an output that other nodes of the cluster cannot read: the plan of the job lies there.
+
+    Raises:
+        UserError: names the node and the flag.
+    """
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if is_remote(files.uri) or len(nodes) < 2:
+        return
+    paths = [files.path(name) for name in names]
+
+    def sees() -> bool:
+        return all(os.path.exists(path) for path in paths)
+
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        if not ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(sees).remote()):
+            raise UserError(
+                f"--out {files.uri} is a local path that node {node[:8]} cannot reach: "
+                "set --out to s3://BUCKET/PREFIX, or to a folder that all nodes share"
+            )
 
 
 def _pool(size: int) -> ActorPoolStrategy:

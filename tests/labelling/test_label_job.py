@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,10 +16,12 @@ import pytest
 from labelling_support import (
     CLASSES,
     assert_one_row_each,
+    fitted_bundle,
     read_rows,
     read_with_duckdb,
     tiny_bundle,
     write_corpus,
+    write_scenes,
     write_video,
 )
 from support import S3Bucket
@@ -59,6 +64,7 @@ def label(tracking: str, model: Path) -> Label:
             "models": (str(model),),
             "tracking_uri": tracking,
             "workers": 1,
+            "review_limit": 0,
         }
         return LabelJob(load_settings(LabelConfig, given | settings)).run(lambda: None)
 
@@ -166,6 +172,28 @@ def test_scores_embeddings_and_heads(corpus: Path, tmp_path: Path, label: Label)
     assert np.std([row["embedding"] for row in good]) > 0
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_export(corpus: Path, tmp_path: Path, label: Label, suffix: str) -> None:
+    target = tmp_path / f"rows{suffix}"
+    out = tmp_path / "out"
+    label(corpus, out, scores=True, embeddings="float16", export=str(target))
+    text = target.read_text("utf-8")
+    if suffix == ".jsonl":
+        rows = [json.loads(line) for line in text.splitlines()]
+    else:
+        rows = list(csv.DictReader(io.StringIO(text)))
+    wanted = read_rows(str(out))
+    assert sorted(row["key"] for row in rows) == [row["key"] for row in wanted]
+    good = next(row for row in rows if row["status"] == "ok")
+    scores = good["scores"] if suffix == ".jsonl" else json.loads(good["scores"])
+    assert abs(sum(scores) - 1) < 1e-5
+
+
+def test_export_needs_a_name_that_tells_the_format(corpus: Path, tmp_path: Path, label: Label) -> None:
+    with pytest.raises(UserError, match=r"\.jsonl or \.csv"):
+        label(corpus, tmp_path / "out", export="rows.txt")
+
+
 def test_several_models_in_one_pass(corpus: Path, tmp_path: Path, model: Path, label: Label) -> None:
     other = tiny_bundle(tmp_path / "other", seed=5, frames=4)
     label(corpus, tmp_path / "alone", models=(str(other),))
@@ -190,12 +218,27 @@ def test_windows_and_their_intervals(tmp_path: Path, label: Label) -> None:
     assert all(row["start_s"] <= min(row["clip_times_s"]) for row in rows)
     assert all(max(row["clip_times_s"]) <= row["end_s"] + 1e-6 for row in rows)
     assert (summary.objects, len(rows)) == (2, 6)
-    intervals = read_with_duckdb_intervals(tmp_path / "out")
+    intervals = read_intervals(tmp_path / "out")
     ends = [row for row in intervals if row["uri"].endswith("long.mp4")]
     assert (ends[0]["start_s"], ends[-1]["end_s"]) == (0, 6)
 
 
-def read_with_duckdb_intervals(out: Path) -> list[dict[str, Any]]:
+def test_intervals_of_a_spliced_video_are_right_within_one_stride(tmp_path: Path, label: Label) -> None:
+    seeds, stride_s = (1, 2, 5), 0.5
+    scenes = [(1, 35), (5, 42), (2, 28), (1, 45)]  # at 10 frames a second
+    write_scenes(tmp_path / "corpus" / "spliced.mp4", scenes)
+    bundle = fitted_bundle(tmp_path / "model", seeds)
+    windows = {"window_s": 2.0, "stride_s": stride_s}
+    label(tmp_path / "corpus", tmp_path / "out", models=(str(bundle),), windows=windows)
+    found = read_intervals(tmp_path / "out")
+    assert [row["label"] for row in found] == [f"scene {seed}" for seed, _ in scenes]
+    borders = np.cumsum([0, *[frames / 10 for _, frames in scenes]])
+    for row, start_s, end_s in zip(found, borders[:-1], borders[1:], strict=True):
+        assert abs(row["start_s"] - start_s) <= stride_s
+        assert abs(row["end_s"] - end_s) <= stride_s
+
+
+def read_intervals(out: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     rows: list[dict[str, Any]] = pq.read_table(out / "_intervals" / "intervals.parquet").to_pylist()
@@ -230,7 +273,7 @@ def test_a_corpus_that_is_broken_as_a_whole_ends_the_job(tmp_path: Path, label: 
 def test_run_in_mlflow_tells_the_figures(corpus: Path, tmp_path: Path, tracking: str, label: Label) -> None:
     import mlflow
 
-    summary = label(corpus, tmp_path / "out")
+    summary = label(corpus, tmp_path / "out", review_limit=2)
     client = mlflow.MlflowClient(tracking)
     run = client.get_run(summary.run_id or "")
     assert run.info.status == "FINISHED"
@@ -238,7 +281,8 @@ def test_run_in_mlflow_tells_the_figures(corpus: Path, tmp_path: Path, tracking:
     assert run.data.metrics["errors"] == 2
     assert run.data.params["objects"] == str(COUNT + 1)
     names = {item.path for item in client.list_artifacts(summary.run_id or "")}
-    assert {"summary.json", "errors.csv", "labels.csv", "figures"} <= names
+    assert {"summary.json", "errors.csv", "labels.csv", "figures", "review.html"} <= names
+    assert run.data.tags["tubelet.review_page"] == summary.review == str(tmp_path / "out/_review/page.html")
 
 
 def test_command_line(corpus: Path, tmp_path: Path, model: Path) -> None:
