@@ -1,7 +1,7 @@
 """From a decoded frame to RGB pixels: right side up, scaled, cropped.
 
 Scaling is swscale's bilinear in the frame's own colour space, and only the small picture becomes RGB (one
-call doing both is many times slower). Colour matrix and range are the frame's; where it names none, swscale
+call doing both is slower). Colour matrix and range are the frame's; where it names none, swscale
 takes BT.601. Interlaced frames are one picture of two woven fields, as the decoder gives them; scaling down
 blends the fields.
 """
@@ -22,11 +22,14 @@ from pipeline.video.framing import Box, Placement
 
 Pixels = npt.NDArray[np.uint8]
 
-# The 8-bit format of the same chroma layout in which a frame is scaled. Others go to RGB in one step.
+# What a frame is scaled in, on its way to RGB: with colour at full resolution. Scaled in 4:2:0 instead,
+# the last step is three times faster but takes the nearest colour and rounds down: 3 grey levels off where
+# there is much colour, and 1.2 too dark everywhere. Formats not listed go to RGB in one step.
 _SCALED_IN = {
-    "yuv420p": "yuv420p", "yuvj420p": "yuvj420p", "yuv420p10le": "yuv420p", "yuv420p12le": "yuv420p",
-    "nv12": "yuv420p", "yuv422p": "yuv422p", "yuvj422p": "yuvj422p", "yuv422p10le": "yuv422p",
-    "yuv422p12le": "yuv422p", "yuv410p": "yuv420p", "yuv411p": "yuv422p",
+    "yuv420p": "yuv444p", "yuv420p10le": "yuv444p", "yuv420p12le": "yuv444p", "nv12": "yuv444p",
+    "yuv422p": "yuv444p", "yuv422p10le": "yuv444p", "yuv422p12le": "yuv444p", "yuv410p": "yuv444p",
+    "yuv411p": "yuv444p", "yuv444p": "yuv444p", "yuvj420p": "yuvj444p", "yuvj422p": "yuvj444p",
+    "yuvj444p": "yuvj444p",
 }  # fmt: skip
 
 

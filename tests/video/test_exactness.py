@@ -243,3 +243,20 @@ def test_what_is_decoded_is_what_is_needed(gops: Path) -> None:
         decoder.decode(np.array([95, 150]))
         assert decoder.taken == {95, 150}
         assert video.budget.frames <= 2 * 22
+
+
+def test_scaled_colours_are_close_to_exact_arithmetic(tmp_path: Path) -> None:
+    """Much colour in fine detail: no bias, no nearest-neighbour colour. By BT.601, in floating point."""
+    from jobs.benches.decode_corpus import Recipe, make
+
+    path = make(Recipe("colour", "h264", "libx264", 340, 256, 30, frames=10), tmp_path)
+    frame = sequential(path).frames[5]
+    planes = frame.reformat(297, 224, "yuv444p", interpolation="BILINEAR").planes
+    rows = [np.frombuffer(p, np.uint8).reshape(224, p.line_size)[:, :297] for p in planes]
+    y, u, v = (row.astype(float) for row in rows)
+    y, u, v = (y - 16) * 255 / 219, (u - 128) * 255 / 224, (v - 128) * 255 / 224
+    rgb = np.stack([y + 1.402 * v, y - 0.344136 * u - 0.714136 * v, y + 1.772 * u], -1)
+    expected = np.clip(rgb, 0, 255)
+    error = decode_clip(path, frames=[5], short_side=224).frames[0] - expected
+    assert np.abs(error).mean() < 0.6
+    assert abs(error.mean()) < 0.2
