@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,15 +162,16 @@ def test_ctrl_c_stops_the_job(
     head: Head, s3: S3Bucket, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = (videos / "labelled/left/0000.mp4").read_bytes()
-    for number in range(200):
-        storage.write_bytes(f"{s3.uri}/many/{number}.mp4", data + bytes(number))
+    with ThreadPoolExecutor(8) as pool:  # enough work that the signal comes before its end
+        for number in range(1500):
+            pool.submit(storage.write_bytes, f"{s3.uri}/many/{number}.mp4", data + bytes(number))
     process = _start(head, "--", "index", f"{s3.uri}/many", "--out", f"{s3.uri}/m", "--workers", "1")
     assert process.stderr is not None
     job_id = ""
     for line in process.stderr:
         if line.startswith("submitted "):
             job_id = line.split()[1]
-        if line.startswith("indexing"):
+        if line.startswith("listing"):
             break
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
