@@ -15,6 +15,8 @@ from pipeline.corpus.local_s3 import LocalS3
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# At its default of 15, workers starve beside anything else that runs, and Ray gives up on starting them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture(scope="session")
