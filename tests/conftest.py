@@ -17,8 +17,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # At its default of 15, workers starve beside anything else that runs, and Ray gives up on starting them.
 os.environ.setdefault("RAY_worker_niceness", "0")
-# A busy two-core machine needs longer than the default for a node to come up.
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
 
 
 @pytest.fixture(scope="session")
