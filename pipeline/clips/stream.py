@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from pipeline.clips.decoder import Batch, ClipDecoder
 from pipeline.clips.plan import BatchShape, Plan
@@ -26,7 +26,8 @@ from pipeline.video import Limits
 # Global batches that one row of the outermost range stands for: few enough rows for a run of a million steps.
 STEPS_A_CHUNK = 64
 _MAX_SOURCE_BLOCKS = 64
-# Making requests costs next to nothing; a whole CPU for it would be taken from decoding.
+# Making requests costs next to nothing; a whole CPU for it would be taken from decoding. One task at a time:
+# each of several would start a process, which takes seconds of a small machine.
 PLAN_CPUS = 0.1
 # Ray Data's own task that cuts blocks to length takes this many, and cannot be told otherwise.
 REPARTITION_CPUS = 1.0
@@ -67,7 +68,7 @@ def training_stream(
     ids = np.array_split(np.arange(chunks), min(chunks, _MAX_SOURCE_BLOCKS))
     requests = (
         ray.data.from_arrow([pa.table({"chunk": part}) for part in ids])
-        .map_batches(expand, batch_size=None, num_cpus=PLAN_CPUS)
+        .map_batches(expand, batch_size=None, num_cpus=PLAN_CPUS, compute=TaskPoolStrategy(size=1))
         .repartition(target_num_rows_per_block=shape.rows, strict=True)
     )
     return requests.map_batches(

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+import cachetools
+
 from pipeline.corpus._local import open_local
 from pipeline.corpus.storage import (
     DEFAULT_OPTIONS,
@@ -26,6 +28,11 @@ _BLOCK_BYTES = 256 * 1024
 # A reader that goes straight on gets ever longer ranges, up to this many blocks a request.
 _MAX_AHEAD = 16
 _CACHED_BLOCKS = 64
+# Epochs of a corpus of small objects ask for the same ones again and again; a request costs more processor
+# time than decoding one. Only content that an etag pins is kept, each process for itself.
+_KEPT_OBJECT_BYTES = _BLOCK_BYTES
+_KEPT_BYTES = 64 * 1024 * 1024
+_kept: cachetools.LRUCache[tuple[str, str], bytes] = cachetools.LRUCache(_KEPT_BYTES, getsizeof=len)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ class ObjectOpener:
     options: StorageOptions = DEFAULT_OPTIONS
 
     def __call__(self) -> BinaryIO:
-        """A fresh binary file, positioned at 0: the file itself if local, else a :class:`RangedReader`.
+        """A fresh binary file, positioned at 0: the file itself if local, its bytes in memory if small and
+        pinned by ``etag``, else a :class:`RangedReader`.
 
         Raises:
             FileNotFoundError: the object is gone.
@@ -62,9 +70,18 @@ class ObjectOpener:
             if found is None:
                 raise FileNotFoundError(f"{uri} does not exist")
             size_bytes = found.size_bytes
-        return cast(
-            "BinaryIO", RangedReader(remote_store_for(uri, self.options).fetcher(uri, self.etag), size_bytes)
-        )
+        fetch = remote_store_for(uri, self.options).fetcher(uri, self.etag)
+        if self.etag is not None and 0 < size_bytes <= _KEPT_OBJECT_BYTES:
+            return io.BytesIO(_whole((uri, self.etag), fetch, size_bytes))
+        return cast("BinaryIO", RangedReader(fetch, size_bytes))
+
+
+def _whole(name: tuple[str, str], fetch: Callable[[int, int], bytes], size_bytes: int) -> bytes:
+    """A small object, from this process's memory if it was fetched before."""
+    data = _kept.get(name)
+    if data is None:
+        data = _kept[name] = fetch(0, size_bytes)
+    return data
 
 
 class RangedReader(io.RawIOBase):
