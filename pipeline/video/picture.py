@@ -1,7 +1,6 @@
 """From a decoded frame to RGB pixels: right side up, scaled, cropped.
 
-Scaling is swscale's bilinear in the frame's own colour space, and only the small picture becomes RGB (one
-call doing both is slower). Colour matrix and range are the frame's; where it names none, swscale
+Scaling is swscale's bilinear, at the end of which the small picture becomes RGB. Colour matrix and range are the frame's; where it names none, swscale
 takes BT.601. Interlaced frames are one picture of two woven fields, as the decoder gives them; scaling down
 blends the fields.
 """
@@ -22,14 +21,13 @@ from pipeline.video.framing import Box, Placement
 
 Pixels = npt.NDArray[np.uint8]
 
-# What a frame is scaled in, on its way to RGB: with colour at full resolution. Scaled in 4:2:0 instead,
-# the last step is three times faster but takes the nearest colour and rounds down: 3 grey levels off where
-# there is much colour, and 1.2 too dark everywhere. Formats not listed go to RGB in one step.
-_SCALED_IN = {
-    "yuv420p": "yuv444p", "yuv420p10le": "yuv444p", "yuv420p12le": "yuv444p", "nv12": "yuv444p",
-    "yuv422p": "yuv444p", "yuv422p10le": "yuv444p", "yuv422p12le": "yuv444p", "yuv410p": "yuv444p",
-    "yuv411p": "yuv444p", "yuv444p": "yuv444p", "yuvj420p": "yuvj444p", "yuvj422p": "yuvj444p",
-    "yuvj444p": "yuvj444p",
+# Formats that are scaled into planes of R, G and B first, which swscale does with colour at full resolution,
+# rounded, and in vector code; packing the planes costs little. Straight to rgb24 it takes the nearest colour
+# and rounds down: 1.5 grey levels too dark everywhere, more off where there is much colour, and slower.
+_PLANES = "gbrp"
+_SCALED_IN_PLANES = {
+    "yuv420p", "yuv420p10le", "yuv420p12le", "nv12", "yuv422p", "yuv422p10le", "yuv422p12le", "yuv410p",
+    "yuv411p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p",
 }  # fmt: skip
 
 
@@ -146,10 +144,9 @@ class Painter:
                 self._scalers.clear()
             scalers = self._scalers[key] = VideoReformatter(), VideoReformatter()
         first, second = scalers
-        middle = _SCALED_IN.get(pix_fmt)
-        if middle is not None and (width, height) != (frame.width, frame.height):
+        if pix_fmt in _SCALED_IN_PLANES and (width, height) != (frame.width, frame.height):
             frame = first.reformat(
-                frame, width, height, middle, interpolation=Interpolation.BILINEAR, threads=1
+                frame, width, height, _PLANES, interpolation=Interpolation.BILINEAR, threads=1
             )
         rgb = second.reformat(frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR, threads=1)
         return rgb_pixels(rgb)
