@@ -26,7 +26,7 @@ _OURS = ("corpus", "s3", "manifest", "model", "evaluation", "predictions", "revi
 _MARKER = ".tubelet-demo"
 # A fifth for the test: an interval around 0.9 from a tenth of the corpus would be a tenth wide itself.
 _SPLIT = "train=0.7,val=0.1,test=0.2"
-# Videos of real things: the whole of each, and larger than the moving shapes.
+# Videos of real things, with the recipe that is made for the moving shapes: the whole of each, and larger.
 _REAL_VIDEOS = ("stride=null", "size=64", "short_side=73")
 # A person's own account must not reach the embedded server, nor a proxy stand before it.
 _FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
@@ -170,7 +170,8 @@ def run_jobs(config: DemoConfig, places: Places, out: Path) -> list[Step]:
     from jobs import evaluate, index, label, review, train
 
     tracking_uri = config.tracking_uri or f"sqlite:///{out / 'mlflow.db'}"
-    overrides = [*(() if config.videos is None else _REAL_VIDEOS), *config.overrides]
+    real = config.videos is not None and config.recipe == DemoConfig().recipe
+    overrides = [*(_REAL_VIDEOS if real else ()), *config.overrides]
     steps = Steps()
     if places.manifest != places.source:
         steps.run(index.command, places.source, out=places.manifest, labels=places.labels, split=places.split)

@@ -93,12 +93,14 @@ class TrainCrop(Settings):
     """How a training clip is cut out of the picture, one draw a clip (all its frames alike).
 
     ``jitter``: the short side to ``short_side``, height and width scaled by factors drawn independently
-    from ``scale_jitter``, then a random crop (the ViViT recipe). ``resized``: a random area and aspect ratio,
+    from ``scale_jitter``, then a random crop (the ViViT recipe), which ``shift`` holds to the centre: 1 anywhere,
+    0 always the centre, between them that share of the way (for clips of a tracked object). ``resized``: a random area and aspect ratio,
     resized to the crop. ``centre``: no randomness.
     """
 
     crop: Literal["jitter", "resized", "centre"] = "jitter"
     scale_jitter: tuple[float, float] = (0.9, 1.33)
+    shift: Annotated[float, Field(ge=0, le=1)] = 1.0
     area: tuple[float, float] = (0.3, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -112,7 +114,8 @@ class TrainCrop(Settings):
         self, spec: ClipSpec, u: tuple[float, float, float, float], flip: bool
     ) -> JitterCrop | ResizedCrop | ShortSide:
         if self.crop == "jitter":
-            return JitterCrop(spec.resize_side, spec.size, self.scale_jitter, u, flip)
+            top, left = (u_place * self.shift + (1 - self.shift) / 2 for u_place in u[2:])
+            return JitterCrop(spec.resize_side, spec.size, self.scale_jitter, (*u[:2], top, left), flip)
         if self.crop == "resized":
             return ResizedCrop(spec.size, self.area, self.ratio, u, flip)
         return ShortSide(spec.resize_side, spec.size)

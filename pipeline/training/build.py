@@ -117,7 +117,14 @@ def stream_config(prepared: Prepared, decode_workers: int, decode_cpus: float) -
     request, cut = prepared.request, prepared.request.recipe.augment
     return StreamConfig(
         spec=prepared.spec,
-        crop=TrainCrop(crop=cut.crop, scale_jitter=cut.jitter, area=cut.area, ratio=cut.ratio, flip=cut.flip),
+        crop=TrainCrop(
+            crop=cut.crop,
+            scale_jitter=cut.jitter,
+            shift=cut.shift,
+            area=cut.area,
+            ratio=cut.ratio,
+            flip=cut.flip,
+        ),
         views=parse_views(request.recipe.evaluation.views),
         seed=request.recipe.seed,
         decode_workers=decode_workers,

@@ -87,6 +87,7 @@ class AugmentSettings(Settings):
 
     crop: Literal["jitter", "resized", "centre"] = "jitter"
     jitter: tuple[Positive, Positive] = (0.9, 1.33)  # of height and width, drawn apart, after short_side
+    shift: Share = 1.0  # crop=jitter: how far from the centre the crop may lie; 1: anywhere, 0: nowhere else
     area: tuple[Decay, Decay] = (0.25, 1.0)  # crop=resized: share of the frame's area
     ratio: tuple[Positive, Positive] = (0.75, 1.3333)  # crop=resized: width over height
     flip: Share = 0.5  # set 0 where left and right differ in meaning

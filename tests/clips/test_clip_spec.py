@@ -64,6 +64,21 @@ def test_training_view_is_a_function_of_its_names(crop: str, rule: type) -> None
     assert first.time == TrainCrop().view(spec, generator(0, 1, "key")).time
 
 
+def test_shift_holds_the_crop_to_the_centre() -> None:
+    spec = ClipSpec(frames=8, size=32, short_side=96)
+    names = [("key", i) for i in range(200)]
+
+    def tops(shift: float) -> list[int]:
+        crop = TrainCrop(shift=shift, scale_jitter=(1.0, 1.0))
+        places = [crop.view(spec, generator(0, *name)).space.place(96, 96) for name in names]
+        return [place.crop.top for place in places]
+
+    assert set(tops(0)) == {32}
+    assert 29 <= min(tops(0.1)) < 32 < max(tops(0.1)) <= 35
+    assert min(tops(1)) <= 1
+    assert max(tops(1)) >= 63
+
+
 def test_flip_has_its_probability() -> None:
     spec, crop = ClipSpec(frames=8, size=32), TrainCrop(flip=0.25)
     flips = [crop.view(spec, generator(0, 0, str(i))).space.flip for i in range(2000)]  # type: ignore[union-attr]

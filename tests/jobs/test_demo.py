@@ -63,7 +63,6 @@ def test_small_demo_runs_all_jobs_on_s3(s3: S3Bucket, tmp_path: Path) -> None:
     assert (tmp_path / "mlflow.db").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_own_videos_in_class_folders(tmp_path: Path) -> None:
     write_corpus(tmp_path / "mine", per_class=4, inbox=0, broken=0, seed=5)

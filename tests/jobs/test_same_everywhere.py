@@ -34,8 +34,8 @@ def _by_hand(base: str, tracking: str) -> dict[str, dict[str, Any]]:
     _tubelet("train", "--recipe", "tiny", "--manifest", manifest, "--out", model, *server, *STEPS)
     scores = _tubelet("evaluate", "--model", model, "--manifest", manifest, "--split", "train", *server)
     summary = _tubelet("label", f"{base}/inbox", "--model", model, "--out", out, *server)
-    assert (summary["ok"], summary["errors"]) == (6, 4)
-    assert _tubelet("label", f"{base}/inbox", "--model", model, "--out", out, *server)["already_done"] == 10
+    assert (summary["ok"], summary["errors"]) == (18, 4)
+    assert _tubelet("label", f"{base}/inbox", "--model", model, "--out", out, *server)["already_done"] == 22
     filesystem, path = storage.filesystem(out)
     rows = ds.dataset(path, filesystem=filesystem).to_table().to_pylist()
     found = {row["uri"].rpartition("/inbox/")[2]: row for row in rows}
@@ -45,7 +45,7 @@ def _by_hand(base: str, tracking: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_labels_and_scores_are_equal_on_s3_and_in_folders(s3: S3Bucket, tmp_path: Path) -> None:
-    write_corpus(tmp_path, per_class=5, inbox=6, broken=4, seed=1)
+    write_corpus(tmp_path, per_class=5, inbox=18, broken=4, seed=1)
     storage.upload_dir(tmp_path, s3.uri)
     local = _by_hand(str(tmp_path), f"sqlite:///{tmp_path}/local.db")
     remote = _by_hand(s3.uri, f"sqlite:///{tmp_path}/remote.db")
