@@ -1,8 +1,8 @@
 """From a decoded frame to RGB pixels: right side up, scaled, cropped.
 
-Scaling is swscale's bilinear, at the end of which the small picture becomes RGB. Colour matrix and range are the frame's; where it names none, swscale
-takes BT.601. Interlaced frames are one picture of two woven fields, as the decoder gives them; scaling down
-blends the fields.
+Scaling is swscale's bilinear, at the end of which the small picture becomes RGB. Colour matrix and range are
+the frame's; where it names none, swscale takes BT.601. Interlaced frames are one picture of two woven fields,
+as the decoder gives them; scaling down blends the fields.
 """
 
 from __future__ import annotations
