@@ -93,7 +93,7 @@ class TrainCrop(Settings):
     """How a training clip is cut out of the picture, one draw a clip (all its frames alike).
 
     ``jitter``: the short side to ``short_side``, height and width scaled by factors drawn independently
-    from ``scale_jitter``, then a random crop (the ViViT recipe); ``shift`` holds it to the centre: 1 anywhere,
+    from ``scale_jitter``, then a random crop (the paper); ``shift`` holds it to the centre: 1 anywhere,
     0 always the centre, between them that share of the way (for clips of a tracked object).
     ``resized``: a random area and aspect ratio, resized to the crop.
     ``centre``: no randomness.
