@@ -15,11 +15,12 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from pipeline.clips import Batch
 from pipeline.clips.plan import Plan
 from pipeline.clips.stream import TrainDecoder
+from pipeline.corpus import storage
 from pipeline.corpus.manifest import key_of, schema_with, write_manifest
 from pipeline.training.build import initial_model, plan_of, stream_config, targets_of, validation_of
 from pipeline.training.checkpoint import CheckpointStore
@@ -199,6 +200,7 @@ def _decoded(
 
 def weights_of(out: str, step: int) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint: weights, optimiser, averages."""
-    folder = Path(out) / "checkpoints" / f"step-{step:08d}"
-    assert (folder / "COMPLETE").is_file()
-    return load_file(folder / "model.safetensors") | load_file(folder / "state.safetensors")
+    folder = f"{out}/checkpoints/step-{step:08d}"
+    assert "COMPLETE" in storage.list_names(folder)
+    model, state = (storage.read_bytes(f"{folder}/{name}.safetensors") for name in ("model", "state"))
+    return load(model) | load(state)

@@ -25,7 +25,16 @@ RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 
 # What a resumed run may change without altering a single batch or weight.
 RESUMABLE = frozenset(
-    {"workers", "decode_workers", "checkpoint_every", "retain", "evaluation", "prefetch", "max_failures"}
+    {
+        "workers",
+        "rank_cpus",
+        "decode_workers",
+        "checkpoint_every",
+        "retain",
+        "evaluation",
+        "prefetch",
+        "max_failures",
+    }
 )
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -158,6 +167,9 @@ class Recipe(Settings):
 
     # Machines
     workers: str = "1"  # ranks; "2..4" is elastic
+    # Logical CPUs a rank reserves beside its GPU. null: 1 with a GPU, next to nothing without, where ranks
+    # and decoding share the cores. Set it to the cores of a node for one rank a node.
+    rank_cpus: Positive | None = None
     decode_workers: Count | None = None  # null: what the cluster has left
     prefetch: Count = 2  # batches ready before a rank asks
     strategy: Literal["ddp", "fsdp2"] = "ddp"

@@ -43,7 +43,7 @@ def share_out(recipe: Recipe) -> Resources:
     use_gpu = gpus > 0
     if use_gpu and gpus < least:
         raise UserError(f"workers={recipe.workers}: the cluster has {gpus:g} GPUs; lower workers=")
-    rank_cpus = GPU_RANK_CPUS if use_gpu else CPU_RANK_CPUS
+    rank_cpus = recipe.rank_cpus or (GPU_RANK_CPUS if use_gpu else CPU_RANK_CPUS)
     ranks = min(most, int(gpus)) if use_gpu else most
     left = cpus - ranks * rank_cpus - PLAN_CPUS - REPARTITION_CPUS
     workers = recipe.decode_workers or max(1, int(left) if use_gpu else int(cpus // 2))
@@ -51,7 +51,7 @@ def share_out(recipe: Recipe) -> Resources:
     if decode_cpus < _LEAST_DECODE_CPUS:
         raise UserError(
             f"{cpus:g} CPUs are too few for workers={recipe.workers} and {workers} decode workers: "
-            "lower workers= or decode_workers=, or add CPUs"
+            "lower workers=, rank_cpus= or decode_workers=, or add CPUs"
         )
     # Two digits, rounded down: Ray counts in ten-thousandths, and a hair too much never fits.
     return Resources(use_gpu, rank_cpus, workers, int(decode_cpus * 100) / 100)

@@ -19,6 +19,8 @@ import pytest
 import torch
 from training_support import RECIPE, weights_of, write_corpus
 
+from pipeline.corpus import storage
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEPS = 60
@@ -31,13 +33,13 @@ class Train:
     """``tubelet train`` as a process of its own, with a Ray of its own."""
 
     manifest: str
-    out: Path
+    out: str
     tracking_uri: str
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS",)}
         command = [sys.executable, "-m", "jobs.cli", "train", "--recipe", "tiny", "--manifest", self.manifest]
-        command += ["--out", str(self.out), "--tracking-uri", self.tracking_uri, *options, *SETTINGS]
+        command += ["--out", self.out, "--tracking-uri", self.tracking_uri, *SETTINGS, *options]
         return subprocess.Popen(
             command,
             env=environment,
@@ -57,12 +59,19 @@ class Train:
         return self.finish(self.start(*options))
 
     def wait_for_step(self, process: subprocess.Popen[str], step: int) -> None:
-        marker = self.out / "checkpoints" / f"step-{step:08d}" / "COMPLETE"
-        wait_until(lambda: marker.exists() or process.poll() is not None)
+        wait_until(lambda: is_complete(self.out, step) or process.poll() is not None)
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
 
     def client(self) -> Any:
         return mlflow.MlflowClient(self.tracking_uri)
+
+
+def is_complete(out: str, step: int) -> bool:
+    """Whether the checkpoint of ``step`` is there, whole."""
+    try:
+        return "COMPLETE" in storage.list_names(f"{out}/checkpoints/step-{step:08d}")
+    except FileNotFoundError:
+        return False
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 600) -> None:
@@ -80,18 +89,18 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def undisturbed(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    Train(manifest, folder / "run", f"sqlite:///{folder}/mlflow.db").run()
+    Train(manifest, str(folder / "run"), f"sqlite:///{folder}/mlflow.db").run()
     return folder / "run"
 
 
 @pytest.fixture
 def train(manifest: str, tmp_path: Path) -> Train:
-    return Train(manifest, tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db")
+    return Train(manifest, str(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def check(train: Train, undisturbed: Path, summary: dict[str, Any]) -> None:
     """Same bits, one MLflow run that ended well, every step in it once."""
-    a, b = weights_of(str(undisturbed), STEPS), weights_of(str(train.out), STEPS)
+    a, b = weights_of(str(undisturbed), STEPS), weights_of(train.out, STEPS)
     assert a.keys() == b.keys()
     assert not [name for name in a if not torch.equal(a[name], b[name])]
     client = train.client()
@@ -106,7 +115,7 @@ def test_driver_killed(train: Train, undisturbed: Path) -> None:
     train.wait_for_step(process, 10)
     process.kill()
     process.wait()
-    assert not (train.out / "model.safetensors").exists()
+    assert not storage.exists(f"{train.out}/model.safetensors")
     check(train, undisturbed, train.run("--resume"))
 
 
@@ -145,7 +154,7 @@ def test_driver_asked_to_stop(train: Train, undisturbed: Path) -> None:
     assert process.returncode == 143, err
     assert "--resume" in err
     stopped_at = int(err.partition("at step ")[2].partition(";")[0])
-    assert (train.out / "checkpoints" / f"step-{stopped_at:08d}" / "COMPLETE").exists()
+    assert is_complete(train.out, stopped_at)
     client = train.client()
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert [run.info.status for run in runs] == ["KILLED"]
