@@ -309,7 +309,7 @@ def _publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
         "model_version": version,
         "best_step": best,
         "best_version": best_version,
-        **{f"val_{k}": v for k, v in (notes.get("validation") or {}).items()},
+        **{f"val_{k}": v for k, v in (notes.get("validation") or {}).get("scores", {}).items()},
     }
 
 

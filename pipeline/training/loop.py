@@ -289,7 +289,12 @@ class Rank:
         best = self.notes["best"]
         if best is None or scores.main > best["score"]:
             self.notes["best"] = {"step": step, "score": scores.main}
-        self.notes["validation"] = scores.values
+        names = next(iter(self.job.labels.values()))
+        self.notes["validation"] = {
+            "scores": scores.values,
+            "share": dict(zip(names, scores.share, strict=False)),
+            "confidence": scores.confidence,
+        }
         record = {"kind": "validation", "step": step, "figures": scores.values}
         self.told.append(record)
         self._post(**record)

@@ -49,6 +49,16 @@ class Parallel:
             with self.module.no_sync():
                 yield
 
+    def reshard(self) -> None:
+        """Give up what a forward pass without a backward gathered; else the next step computes with it."""
+        if not self.sharded:
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
 
 def _shard(model: ViViT) -> None:
     from torch.distributed.fsdp import fully_shard  # takes seconds to import, and DDP needs none of it

@@ -79,13 +79,15 @@ class TrainState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights, where the recipe averages."""
+        """For forward passes only; inside, the model has the averaged weights, where the recipe averages."""
         if not self.ema:
             yield
+            self.parallel.reshard()
             return
         own = [p.detach().clone() for p in self.model.parameters()]
         self.ema.copy_to(self.model)
         yield
+        self.parallel.reshard()
         with torch.no_grad():
             for parameter, value in zip(self.model.parameters(), own, strict=True):
                 parameter.copy_(value)

@@ -20,10 +20,16 @@ from pipeline.training.state import TrainState
 
 @dataclass(frozen=True)
 class Scores:
-    """``values`` by name; ``main`` is the one that picks the best checkpoint, the higher the better."""
+    """``values`` by name; ``main`` is the one that picks the best checkpoint, the higher the better.
+
+    Of the first head, to compare later predictions with: ``share``, how often each class came first, and
+    ``confidence``, the mean score of the class that did.
+    """
 
     values: dict[str, float]
     main: float
+    share: tuple[float, ...] = ()
+    confidence: float | None = None
 
 
 class Validator:
@@ -73,7 +79,11 @@ class Validator:
         if not bool(decoded.any()):
             return Scores(failed, 0.0)
         scores = _multi_label(heads, targets) if self._multilabel else _single_label(heads, targets)
-        return Scores({**scores.values, **failed}, scores.main)
+        first = next(iter(heads.values()))
+        top = (first.sigmoid() if self._multilabel else first.softmax(-1)).max(-1)
+        share = torch.bincount(top.indices, minlength=first.shape[1]) / len(first)
+        values = {**scores.values, **failed}
+        return Scores(values, scores.main, tuple(share.tolist()), float(top.values.mean()))
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
