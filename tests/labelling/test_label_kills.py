@@ -237,9 +237,9 @@ def kill_some(word: str, times: int, seed: int) -> Callable[[int], None]:
 
     def act(pid: int) -> None:
         for _ in range(times):
-            victims = processes(pid, word)
-            assert victims, f"no process has {word!r} in its title"
-            draw.choice(victims).send_signal(signal.SIGKILL)
+            # What was killed before takes seconds to come back.
+            wait_for(lambda: bool(processes(pid, word)) or not psutil.pid_exists(pid), 60)
+            draw.choice(processes(pid, word)).send_signal(signal.SIGKILL)
             time.sleep(draw.uniform(0.2, 1.5))
 
     return act
