@@ -1,0 +1,134 @@
+"""``tubelet bench train``: a training step fed by the real stream, against the same step on one batch.
+
+Both run the loop of ``tubelet train`` with one rank on the same recipe; only where batches come from
+differs: the plan, Ray Data and the sandboxed decoders, or the first batch again and again. The model is
+chosen slow enough for the machine's decoders (on a CPU, both share the cores). ``data_stall`` is
+the share of step time in which the rank waited for its batch.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from jobs.bench import BenchOptions
+from jobs.benches import decode_corpus
+from jobs.common import connect_ray, say
+
+_VIDEOS = 8
+_STEPS, _FULL_STEPS = 8, 40
+_WARM_STEPS = 2
+_CPU = ("model=s-16x2-model2", "batch=2")
+_GPU = ("model=b-16x2-model2", "batch=32", "precision=bf16")
+_RECIPE = (
+    "model_options={}", "frames=32", "stride=2", "size=224", "short_side=256", "workers=1",
+    "checkpoint_every=1000", "prefetch=2",
+)  # fmt: skip
+
+
+def run(options: BenchOptions) -> list[dict[str, Any]]:
+    """Measure; a row for the stream and one for the repeated batch."""
+    import torch
+
+    options.peers(())
+    gpu = torch.cuda.is_available()
+    steps = _FULL_STEPS if options.full else _STEPS
+    recipe = (*_RECIPE, *(_GPU if gpu else _CPU), f"max_steps={_WARM_STEPS + steps}")
+    connect_ray(None, num_cpus=None if gpu else 4)
+    with tempfile.TemporaryDirectory(prefix="tubelet-bench-") as name:
+        folder = Path(name)
+        manifest = _corpus(folder)
+        repeated = _repeated(folder, manifest, recipe)
+        stream = _stream(folder, manifest, recipe)
+    common = {
+        "bench": "train",
+        "model": recipe[len(_RECIPE)].partition("=")[2],
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "steps": steps,
+    }
+    times_s = {"stream": stream, "repeated batch": repeated}
+    limit_s = median(point["step_s"] for point in repeated)
+    rows = []
+    for peer, points in times_s.items():
+        step_s = median(point["step_s"] for point in points)
+        stall = sum(p["data_stall"] * p["step_s"] for p in points) / sum(p["step_s"] for p in points)
+        row = {**common, "peer": peer, "step_s": step_s, "data_stall": stall}
+        rows.append({**row, "ratio_to_limit": limit_s / step_s})
+    return rows
+
+
+def _corpus(folder: Path) -> str:
+    """A manifest of ten-second videos at 340x256, of two classes."""
+    from pipeline.corpus.index import IndexConfig, index_corpus
+
+    say("bench train: making videos")
+    data = decode_corpus.make(decode_corpus.RECIPES[0], folder).read_bytes()
+    for i in range(_VIDEOS):
+        path = folder / "videos" / "ab"[i % 2] / f"{i}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    out = str(folder / "manifest")
+    index_corpus(IndexConfig(src=str(folder / "videos"), out=out, labels="folders", split="train=1"))
+    return out
+
+
+def _prepared(folder: Path, manifest: str, name: str, recipe: tuple[str, ...]) -> Any:
+    from pipeline.training.build import initial_model
+    from pipeline.training.prepare import Request, prepare
+    from pipeline.training.recipe import load_recipe
+
+    say(f"bench train: {name}")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    prepared = prepare(Request(load_recipe("tiny", recipe), manifest, str(folder / name), tracking_uri=uri))
+    initial_model(prepared)
+    return prepared
+
+
+def _stream(folder: Path, manifest: str, recipe: tuple[str, ...]) -> list[dict[str, float]]:
+    """Figures of each step of a real run, once it is under way."""
+    import mlflow
+
+    from pipeline.training.fit import fit
+
+    summary = fit(_prepared(folder, manifest, "stream", recipe))
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    columns = {}
+    for name in ("step_s", "data_stall"):
+        history = client.get_metric_history(summary["run_id"], f"train/{name}")
+        columns[name] = {point.step: point.value for point in history if point.step > _WARM_STEPS}
+    return [{name: column[step] for name, column in columns.items()} for step in columns["step_s"]]
+
+
+def _repeated(folder: Path, manifest: str, recipe: tuple[str, ...]) -> list[dict[str, float]]:
+    """Figures of each step of the same loop, in this process."""
+    import ray
+    import torch
+
+    from pipeline.training.board import Poster, open_board
+    from pipeline.training.build import make_job, plan_of, targets_of
+    from pipeline.training.loop import Rank, Seat
+    from pipeline.training.resources import share_out
+
+    prepared = _prepared(folder, manifest, "repeated batch", recipe)
+    board = open_board()
+    job = make_job(prepared, share_out(prepared.request.recipe), board)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batches = _same(plan_of(prepared), job)
+    Rank(job, Seat(0, 1, device), batches, targets_of(prepared), Poster(board)).run()
+    records = ray.get(board.take.remote())
+    return [r["figures"] for r in records if r["kind"] == "step" and r["step"] > _WARM_STEPS]
+
+
+def _same(plan: Any, job: Any) -> Iterator[dict[str, Any]]:
+    """The clips of the first micro-batch, under the names of each that is due."""
+    from pipeline.clips.stream import TrainDecoder
+
+    decoder = TrainDecoder(job.feed.stream)
+    first: dict[str, Any] = {}
+    for table in plan.blocks(0, job.feed.total_steps, job.feed.shape(1)):
+        batch = {name: table[name].to_numpy() for name in table.column_names}
+        first = first or decoder(batch)
+        yield {**first, **batch}
