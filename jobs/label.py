@@ -56,7 +56,7 @@ def command(  # noqa: PLR0917 - typer calls it by name
 
     Example:
 
-        tubelet label s3://bucket/ --model models:/m@champion --out s3://labels/
+        tubelet label s3://bucket/ --model models:/m@best --out s3://labels/
     """
     from pipeline.labelling import LabelConfig, LabelJob
 
