@@ -248,7 +248,9 @@ def _obvious_s(paths: list[Path], size: Size) -> float:
     say(f"bench label: read_videos + map_batches on {len(paths)} videos")
     started_s = time.monotonic()
     gpu = torch.cuda.is_available()
-    # One block a video, which is the best that can be asked of a reader that makes a row of every frame.
+    # One block a video, which is the best that can be asked of a reader that makes a row of every frame; Ray
+    # Data would cut larger blocks, and the model would see pieces.
+    ray.data.DataContext.get_current().target_max_block_size = 1 << 30
     frames = ray.data.read_videos([str(path) for path in paths], override_num_blocks=len(paths))
     results = frames.map_batches(
         _Obvious,
