@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import psutil
 import pytest
 import torch
-from test_kill_matrix import STEPS, Train, check, wait_until
+from training_process import STEPS, Train, check, wait_until
 from training_support import weights_of, write_corpus
 
 from pipeline.corpus.local_s3 import LocalS3
