@@ -89,16 +89,15 @@ def _prepared(folder: Path, manifest: str, name: str, recipe: tuple[str, ...]) -
 
 def _stream(folder: Path, manifest: str, recipe: tuple[str, ...]) -> list[dict[str, float]]:
     """Figures of each step of a real run, once it is under way."""
-    import mlflow
-
+    from pipeline.tracking import metric_history
     from pipeline.training.fit import fit
 
     summary = fit(_prepared(folder, manifest, "stream", recipe))
-    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    uri = f"sqlite:///{folder}/mlflow.db"
     columns = {}
     for name in ("step_s", "data_stall"):
-        history = client.get_metric_history(summary["run_id"], f"train/{name}")
-        columns[name] = {point.step: point.value for point in history if point.step > _WARM_STEPS}
+        history = metric_history(summary["run_id"], f"train/{name}", uri)
+        columns[name] = {step: value for step, value in history.items() if step > _WARM_STEPS}
     return [{name: column[step] for name, column in columns.items()} for step in columns["step_s"]]
 
 

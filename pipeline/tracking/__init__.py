@@ -7,9 +7,10 @@ them, and a guard process sends what a killed driver left and gives its run the 
 from pipeline.tracking.registry import (
     ModelLink,
     default_tracking_uri,
+    metric_history,
     model_link,
     resolve_model,
 )
 from pipeline.tracking.tracker import Tracker
 
-__all__ = ["ModelLink", "Tracker", "default_tracking_uri", "model_link", "resolve_model"]
+__all__ = ["ModelLink", "Tracker", "default_tracking_uri", "metric_history", "model_link", "resolve_model"]

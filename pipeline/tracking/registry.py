@@ -140,6 +140,11 @@ def resolve_model(uri: str, tracking_uri: str | None = None) -> tuple[Path, Mode
         raise UserError(f"cannot load {uri} from {tracking_uri}: {reason}; check --tracking-uri") from error
 
 
+def metric_history(run_id: str, name: str, tracking_uri: str) -> dict[int, float]:
+    """The values of a metric by step; where a step has several, the last."""
+    return {point.step: point.value for point in client_for(tracking_uri).get_metric_history(run_id, name)}
+
+
 def model_link(uri: str, run_id: str | None, tracking_uri: str | None) -> ModelLink:
     """What MLflow knows of a model that was loaded from a folder but trained in ``run_id``."""
     link = ModelLink(uri, run_id)
