@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -61,6 +61,9 @@ _AFTER_LABELS = [
     ("indexed_at", pa.timestamp("us")),
 ]
 _METADATA_KEY = b"tubelet"
+# A manifest that is replaced more often than it can be read is no manifest.
+_TRIES = 5
+_T = TypeVar("_T")
 
 
 def schema_with(labels: Mapping[str, bool] | None = None) -> pa.Schema:
@@ -103,7 +106,7 @@ def manifest_file(uri: str | os.PathLike[str]) -> str:
 def is_manifest(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> bool:
     """Whether a manifest lies at ``uri`` (a Parquet file or folder with the columns of one)."""
     try:
-        return set(REQUIRED) <= set(_open(storage.normalise_uri(uri), options).schema.names)
+        return set(REQUIRED) <= set(_schema(storage.normalise_uri(uri), options).names)
     except UserError:
         return False
 
@@ -161,22 +164,26 @@ def read_manifest(
         UserError: there is none, it is not Parquet, it lacks columns, or its rows break the rules.
     """
     root = storage.normalise_uri(uri)
-    dataset = _open(root, options)
-    names = list(dataset.schema.names)
+    return _undisturbed(lambda: _read(root, columns, options))
+
+
+def _read(root: str, columns: list[str] | None, options: StorageOptions) -> pa.Table:
+    source = _open(root, options)
+    names = list(source.schema.names)
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         raise UserError(
             f"{root} is not a manifest: it lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}\n"
             f"make one with: tubelet index SRC --out {root}"
         )
-    table = _conform(dataset.to_table(columns=[n for n in names if columns is None or n in columns]), root)
+    table = _conform(source.read([n for n in names if columns is None or n in columns]), root)
     check_manifest(table, root)
     return table if columns is None else table.select(columns)
 
 
 def made_from(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> dict[str, Any]:
     """What the manifest was made from (``src``, ``labels``, ``split``, …); empty if another tool wrote it."""
-    metadata = _open(storage.normalise_uri(uri), options).schema.metadata or {}
+    metadata = _schema(storage.normalise_uri(uri), options).metadata or {}
     try:
         known = json.loads(metadata.get(_METADATA_KEY, b"{}"))
     except ValueError:
@@ -184,15 +191,46 @@ def made_from(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPT
     return known if isinstance(known, dict) else {}
 
 
-def _open(root: str, options: StorageOptions) -> ds.Dataset:
+@dataclass(frozen=True)
+class _Source:
+    """The Parquet data of a manifest: its schema, and a function that reads columns."""
+
+    schema: pa.Schema
+    read: Callable[[list[str]], pa.Table]
+
+
+def _undisturbed(read: Callable[[], _T]) -> _T:
+    """What ``read`` gives, tried again if the manifest was replaced under it."""
+    for _ in range(_TRIES - 1):
+        try:
+            return read()
+        except storage.ObjectChangedError:
+            continue
+    return read()
+
+
+def _schema(root: str, options: StorageOptions) -> pa.Schema:
+    return _undisturbed(lambda: _open(root, options).schema)
+
+
+def _open(root: str, options: StorageOptions) -> _Source:
     place = manifest_file(root)
-    if storage.stat(place, options) is None:
-        place = root
+    found = storage.stat(place, options)
+    try:
+        if found is not None:
+            # One version of the object from footer to columns: ranged reads of a file that is replaced
+            # meanwhile would mix two.
+            pinned = storage.ObjectOpener(place, found.size_bytes, found.etag, options)()
+            file = pq.ParquetFile(pinned, pre_buffer=True)
+            return _Source(file.schema_arrow, lambda columns: file.read(columns))
         if not any(name.endswith(".parquet") for name in storage.list_names(root, options)):
             raise UserError(f"there is no manifest at {root}: make one with `tubelet index SRC --out {root}`")
-    filesystem, path = storage.filesystem(place, options)
-    try:
-        return ds.dataset(path, filesystem=filesystem, format="parquet")
+        place = root
+        filesystem, path = storage.filesystem(place, options)
+        dataset = ds.dataset(path, filesystem=filesystem, format="parquet")
+        return _Source(dataset.schema, lambda columns: dataset.to_table(columns=columns))
+    except storage.ObjectChangedError:
+        raise
     except (pa.ArrowInvalid, OSError) as error:
         reason = (str(error).splitlines() or [""])[0][:160]
         raise UserError(f"{place} is not a readable Parquet file: {reason}") from error

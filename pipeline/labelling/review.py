@@ -125,6 +125,7 @@ def _video(row: dict[str, Any], strip: Strip, prefix: str) -> dict[str, Any]:
         "partial": row["error"] if row["error_code"] else None,
         "heads": {head: f"{row[f'label_{head}']} {100 * row[f'score_{head}']:.0f} %" for head in extra},
         "strip": strip.jpeg,
+        "size": strip.size,
         "missing": strip.missing,
     }
 

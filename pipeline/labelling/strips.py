@@ -36,10 +36,11 @@ class StripRequest:
 
 @dataclass(frozen=True)
 class Strip:
-    """``jpeg`` is a data URI, or None with the reason in ``missing``."""
+    """``jpeg`` is a data URI of a picture of ``size`` (width, height), or None with the reason in ``missing``."""
 
     jpeg: str | None
     missing: str | None = None
+    size: tuple[int, int] | None = None
 
 
 class StripMaker:
@@ -83,7 +84,8 @@ class StripMaker:
             return Strip(None, f"No frames: {error.message}")
         finally:
             self._sandboxes.put(sandbox)
-        return Strip(_data_uri(_join(decoded.clips[0][0], self._height)))
+        picture = _join(decoded.clips[0][0], self._height)
+        return Strip(_data_uri(picture), size=picture.size)
 
     def _view(self, times_s: Sequence[float]) -> View:
         known = [t for t in times_s if math.isfinite(t)]

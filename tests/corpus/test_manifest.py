@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import UserError
@@ -55,6 +56,27 @@ def test_round_trip(root: str, name: str) -> None:
     assert is_manifest(out)
     assert Manifest(out).read().equals(_table())
     assert read_manifest(out, columns=["uri", "split"]).column_names == ["uri", "split"]
+
+
+def test_reader_sees_one_version_whole(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is replaced after its footer was read, before its columns are."""
+    count = 20_000  # more than is fetched with the footer
+    old = pa.concat_tables([_table().slice(0, 1)] * count).set_column(
+        0, SCHEMA.field("key"), pa.array([key_of(f"{i}.mp4") for i in range(count)])
+    )
+    write_manifest(old, f"{root}/m")
+    open_file = pq.ParquetFile
+
+    def open_and_replace(*args: Any, **options: Any) -> pq.ParquetFile:
+        monkeypatch.undo()
+        opened = open_file(*args, **options)
+        write_manifest(_table(), f"{root}/m")
+        return opened
+
+    monkeypatch.setattr(pq, "ParquetFile", open_and_replace)
+    seen = read_manifest(f"{root}/m")
+    assert seen.equals(_table()) or seen.equals(old)
+    assert read_manifest(f"{root}/m").equals(_table())
 
 
 def test_missing_manifest_says_how_to_make_one(root: str) -> None:
