@@ -9,13 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import mlflow
 import pytest
+from support import free_port, mlflow_server, wait_until
 
 from pipeline.config import UserError
 from pipeline.tracking import ModelLink, Tracker, default_tracking_uri
@@ -41,13 +41,6 @@ def run_of(uri: str, run_id: str) -> mlflow.entities.Run:
 
 def steps_of(uri: str, run_id: str, name: str) -> list[int]:
     return [point.step for point in mlflow.MlflowClient(uri).get_metric_history(run_id, name)]
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 90) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come to pass"
-        time.sleep(0.2)
 
 
 def start(uri: str, run_id: str | None = None, *, wait_s: float = 200, **more: object) -> Tracker:
@@ -137,7 +130,7 @@ def test_system_metrics_are_sampled(database: str, monkeypatch: pytest.MonkeyPat
     seen: list[dict[str, float]] = []
     sampler = SystemSampler(lambda values: seen.append(dict(values)), every_s=0.1)
     sampler.start()
-    wait_until(lambda: len(seen) >= 2)
+    wait_until(lambda: len(seen) >= 2, 90)
     sampler.stop()
     assert seen[0]["system/cpu_utilization_percentage"] >= 0
     assert seen[0]["system/system_memory_usage_megabytes"] > 0
@@ -266,34 +259,11 @@ def _copy(source: socket.socket, sink: socket.socket) -> None:
             end.shutdown(socket.SHUT_RDWR)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Port of a real MLflow server."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    stores = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *command, *stores],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    wait_until(lambda: _answers(port), 240)
-    yield port
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _answers(port: int) -> bool:
-    with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
-        return bool(reply.status == 200)
-    return False
+    with mlflow_server(tmp_path_factory.mktemp("server"), port := free_port()):
+        yield port
 
 
 @pytest.fixture

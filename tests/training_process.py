@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import torch
+from support import wait_until
 from training_support import RECIPE, weights_of
 
 from pipeline.corpus import storage
@@ -67,13 +66,6 @@ def is_complete(out: str, step: int) -> bool:
         return "COMPLETE" in storage.list_names(f"{out}/checkpoints/step-{step:08d}")
     except FileNotFoundError:
         return False
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 600) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.05)
 
 
 def check(train: Train, undisturbed: Path, summary: dict[str, Any]) -> None:

@@ -3,8 +3,10 @@
 All see the same files with models of equal size. ``tubelet`` is the real job: manifest, Ray Data, rows
 published as Parquet, a run in MLflow. ``read_videos`` is the same job as one would write it first: Ray
 Data's own reader, and ``map_batches`` with the Vivit of Hugging Face. The limit is what the machine could
-do at most: bare decode in one process a core, or the model alone on all cores, whichever is lower. Rates
-are taken after the first result came, when the workers have started.
+do at most: bare decode in one process a core, or the model alone on all cores, whichever is lower;
+``limit-shared`` is what both could do at most where the cores have to be divided between them. Starting
+the workers is left out: the rate of ``tubelet`` is taken from its first result on, that of ``read_videos``
+from the difference between two runs over different numbers of videos.
 """
 
 from __future__ import annotations

@@ -92,8 +92,12 @@ def _measure(name: str, peers: list[str], setting: Setting) -> list[dict[str, An
     forwards = {"tubelet": _ours(model, clips, setting)}
     if config.variant == "model1":
         forwards |= _theirs(model, clips, peers, setting)
+    precision = "bf16" if setting.dtype == torch.bfloat16 else "float32"
+    # A CPU's peak is measured, and the cores may be busy with something else for a while.
+    before = peak_flops(setting.device, precision)
     seconds = _take_turns(forwards, setting)
-    peak = peak_flops(setting.device, "bf16" if setting.dtype == torch.bfloat16 else "float32")
+    after = peak_flops(setting.device, precision)
+    peak = max(before, after) if before and after else None
     rates = {peer: setting.batch / spent for peer, (spent, _) in seconds.items()}
     best = max((rate for peer, rate in rates.items() if peer != "tubelet"), default=None)
     rows = []

@@ -222,7 +222,7 @@ def _open(root: str, options: StorageOptions) -> _Source:
             # meanwhile would mix two.
             pinned = storage.ObjectOpener(place, found.size_bytes, found.etag, options)()
             file = pq.ParquetFile(pinned, pre_buffer=True)
-            return _Source(file.schema_arrow, lambda columns: file.read(columns))
+            return _Source(file.schema_arrow, file.read)
         if not any(name.endswith(".parquet") for name in storage.list_names(root, options)):
             raise UserError(f"there is no manifest at {root}: make one with `tubelet index SRC --out {root}`")
         place = root

@@ -36,7 +36,12 @@ class StripRequest:
 
 @dataclass(frozen=True)
 class Strip:
-    """``jpeg`` is a data URI of a picture of ``size`` (width, height), or None with the reason in ``missing``."""
+    """One video.
+
+    Attributes:
+        jpeg: a data URI; None: there is no picture, and ``missing`` says why.
+        size: the picture's width and height.
+    """
 
     jpeg: str | None
     missing: str | None = None

@@ -27,6 +27,7 @@ import numpy as np
 import psutil
 import pytest
 from labelling_support import assert_one_row_each, read_rows, tiny_bundle, write_video
+from support import wait_until
 
 from pipeline.corpus import storage
 from pipeline.corpus.index import IndexConfig, index_corpus
@@ -210,19 +211,12 @@ def processes(root: int, word: str) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = 300) -> None:
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s, "nothing happened"
-        time.sleep(0.05)
-
-
 def disturb(world: World, out: str, act: Callable[[int], None], *more: str, **env: str) -> None:
     """Start a run, ``act`` on it once it has fetched a tenth of the objects, let it end, and run again."""
     world.proxy.fetched.clear()
     process = world.start(out, *more, **env)
     try:
-        wait_for(lambda: world.fetched() > OBJECTS / 10 or process.poll() is not None)
+        wait_until(lambda: world.fetched() > OBJECTS / 10 or process.poll() is not None, 300)
         assert process.poll() is None, "it ended before it could be disturbed: raise OBJECTS"
         act(process.pid)
         process.communicate(timeout=1500)
@@ -238,7 +232,7 @@ def kill_some(word: str, times: int, seed: int) -> Callable[[int], None]:
     def act(pid: int) -> None:
         for _ in range(times):
             # What was killed before takes seconds to come back.
-            wait_for(lambda: bool(processes(pid, word)) or not psutil.pid_exists(pid), 60)
+            wait_until(lambda: bool(processes(pid, word)) or not psutil.pid_exists(pid), 60)
             draw.choice(processes(pid, word)).send_signal(signal.SIGKILL)
             time.sleep(draw.uniform(0.2, 1.5))
 
@@ -295,7 +289,7 @@ def test_driver_is_killed_at_ten_moments(world: World) -> None:
     for _ in range(10):
         before, process = world.fetched(), world.start(out)
         goal = before + draw.randrange(OBJECTS // 12)
-        wait_for(lambda p=process, g=goal: world.fetched() > g or p.poll() is not None)  # type: ignore[misc]
+        wait_until(lambda p=process, g=goal: world.fetched() > g or p.poll() is not None, 300)  # type: ignore[misc]
         kills += process.poll() is None
         process.kill()
         process.wait()

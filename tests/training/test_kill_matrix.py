@@ -8,23 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 from training_process import Train, check, is_complete
-from training_support import write_corpus
 
 from pipeline.corpus import storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_corpus(tmp_path_factory.mktemp("corpus"), {"train": 10, "val": 2}, broken=[3])
-
-
-@pytest.fixture(scope="module")
-def undisturbed(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    Train(manifest, str(folder / "run"), f"sqlite:///{folder}/mlflow.db").run()
-    return folder / "run"
 
 
 @pytest.fixture

@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import psutil
 import pytest
 import torch
-from training_process import STEPS, Train, check, wait_until
-from training_support import weights_of, write_corpus
+from support import free_port, mlflow_server
+from training_process import STEPS, Train, check
+from training_support import weights_of
 
 from pipeline.corpus.local_s3 import LocalS3
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_corpus(tmp_path_factory.mktemp("corpus"), {"train": 10, "val": 2}, broken=[3])
-
-
-@pytest.fixture(scope="module")
-def undisturbed(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    Train(manifest, str(folder / "run"), f"sqlite:///{folder}/mlflow.db").run()
-    return folder / "run"
 
 
 def test_store_stopped_for_30_seconds(
@@ -55,42 +37,15 @@ def test_store_stopped_for_30_seconds(
         check(train, undisturbed, summary)
 
 
-@contextmanager
-def _mlflow_server(port: int, folder: Path) -> Iterator[None]:
-    """A tracking server, ended with all its workers."""
-    mlflow = str(Path(sys.executable).with_name("mlflow"))
-    command = [mlflow, "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--port", str(port)]
-    with (folder / "server.log").open("a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_until(lambda: process.poll() is not None or _answers(port), 120)
-        assert process.poll() is None, (folder / "server.log").read_text()[-2000:]
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _answers(port: int) -> bool:
-    try:
-        with urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-            return True
-    except (URLError, OSError):
-        return False
-
-
 def test_tracking_server_stopped_for_a_minute(manifest: str, undisturbed: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     train = Train(manifest, str(tmp_path / "run"), f"http://127.0.0.1:{port}")
-    with _mlflow_server(port, tmp_path):
+    with mlflow_server(tmp_path, port):
         process = train.start()
         train.wait_for_step(process, 10)
     time.sleep(60)
     assert process.poll() in (None, 0)
-    with _mlflow_server(port, tmp_path):
+    with mlflow_server(tmp_path, port):
         check(train, undisturbed, train.finish(process))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_support import Run, run_on_ranks, weights_of, write_corpus
+from training_support import Run, run_on_ranks, weights_of
 
 from pipeline.training.prepare import INITIAL
 
@@ -15,11 +15,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 6
 COMMON = ("optimiser.name=adamw", "ema=0.9", "dropout=0.1", "droplayer=0.2")
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_corpus(tmp_path_factory.mktemp("corpus"), {"train": 10, "val": 2}, broken=[3])
 
 
 @pytest.fixture(scope="module")
