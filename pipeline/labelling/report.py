@@ -34,6 +34,8 @@ class Summary:
     """How it ended. ``ok`` and ``errors`` count what readers now see of the manifest, all runs together.
 
     ``startup_s``: of ``seconds``, those before the first decoded row, when workers start and load the model.
+    ``object_store_limit_bytes``: more than that the job did not keep in Ray's object store, however many
+    objects there are.
     """
 
     objects: int
@@ -44,6 +46,7 @@ class Summary:
     labelled: int = 0
     seconds: float = 0.0
     startup_s: float = 0.0
+    object_store_limit_bytes: int = 0
     out: str = ""
     models: dict[str, str] = field(default_factory=dict)
     run_id: str | None = None
@@ -110,6 +113,7 @@ class Report:
             "to_do": prepared.plan.work,
         }
         params |= {f"layout.{name}": value for name, value in dataclasses.asdict(layout).items()}
+        params["layout.object_store_bytes"] = layout.object_store_bytes
         tags = {"tubelet.job": "label", "tubelet.manifest_fingerprint": prepared.fingerprint}
         tracker = Tracker.start(config.tracking_uri, config.experiment, "label", tags=tags, params=params)
         for link in links:
@@ -140,6 +144,7 @@ class Report:
         """Everything is published: log what the job found, and end the run."""
         seconds = time.monotonic() - self._started_s
         self.summary = summarise(self._prepared, self.tallies[0], seconds, self._tracker.run_id)
+        self.summary.object_store_limit_bytes = self._layout.object_store_bytes
         self.summary.startup_s = round((self._first_s or self._started_s) - self._started_s, 3)
         self._log_progress()
         self._tracker.log_metrics(self._costs(seconds))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from support import free_port, mlflow_server
 from training_process import STEPS, Train, check
 from training_support import weights_of
@@ -49,17 +48,23 @@ def test_tracking_server_stopped_for_a_minute(manifest: str, undisturbed: Path, 
         check(train, undisturbed, train.finish(process))
 
 
-def test_node_removed_under_an_elastic_run(manifest: str, undisturbed: Path, tmp_path: Path) -> None:
-    """Two nodes with a rank each: one dies, the run goes on with one rank on the same global batches."""
+def test_node_removed_under_an_elastic_run(manifest: str, tmp_path: Path) -> None:
+    """Two nodes with a rank each: one dies, the run goes on with one rank on the same global batches.
+
+    Nothing is drawn for a rank here, so that the weights differ by the order of summation only.
+    """
     from ray.cluster_utils import Cluster
 
+    plain = ("dropout=0", "optimiser.name=sgd", "lr=0.05")
+    whole = Train(manifest, str(tmp_path / "whole"), f"sqlite:///{tmp_path}/whole.db")
+    whole.run(*plain)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 200 << 20})
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=4, object_store_memory=200 << 20)
         train = Train(manifest, str(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db")
         # No node has room for two ranks, and the head has none for one.
-        settings = ("workers=1..2", "rank_cpus=2.5", "decode_workers=1")
+        settings = (*plain, "workers=1..2", "rank_cpus=2.5", "decode_workers=1")
         process = train.start("--ray-address", cluster.address, *settings)
         train.wait_for_step(process, 10)
         raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.worker_nodes]
@@ -69,10 +74,10 @@ def test_node_removed_under_an_elastic_run(manifest: str, undisturbed: Path, tmp
         client = train.client()
         steps = [point.step for point in client.get_metric_history(summary["run_id"], "train/loss")]
         assert sorted(steps) == list(range(1, STEPS + 1))
-        a, b = weights_of(str(undisturbed), STEPS), weights_of(train.out, STEPS)
+        a, b = weights_of(whole.out, STEPS), weights_of(train.out, STEPS)
         apart = max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
         print(f"largest difference of a weight to the undisturbed run with two ranks: {apart:.2e}")
-        assert all(torch.allclose(a[name], b[name], rtol=1e-2, atol=1e-3) for name in a)
+        assert apart < 1e-4
     finally:
         cluster.shutdown()
 
