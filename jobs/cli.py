@@ -64,6 +64,10 @@ def main() -> None:
             f"error: {type(error).__name__}: {text}\n(set TUBELET_DEBUG=1 for the traceback)", file=sys.stderr
         )
         sys.exit(1)
+    finally:
+        # When the interpreter ends, Ray prints what it held back (a worker that died, say): the summary must
+        # stay the last line of stdout.
+        sys.stdout = sys.stderr
 
 
 if __name__ == "__main__":

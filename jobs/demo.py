@@ -225,7 +225,8 @@ class Steps:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             job(*args, **options)
-        summary = json.loads(printed.getvalue().splitlines()[-1])
+        # Ray prints messages of its own at any time.
+        summary = json.loads([line for line in printed.getvalue().splitlines() if line.startswith("{")][-1])
         self.done.append(Step(name, round(time.monotonic() - started_s, 1), summary))
 
 
