@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -17,6 +17,7 @@ from jobs.common import Anonymous, DryRun, RayAddress, TrackingUri, connect_ray,
 from pipeline.config import UserError
 
 if TYPE_CHECKING:
+    from pipeline.clips.ablate import Ablation
     from pipeline.corpus.storage import StorageOptions
     from pipeline.models import ModelBundle
     from pipeline.tracking import Tracker
@@ -36,6 +37,12 @@ def command(  # noqa: PLR0917 - typer reads them as options
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Decode workers.")] = None,
     max_error_rate: Annotated[float, typer.Option(help="Share of videos that may fail.")] = 0.2,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    ablate: Annotated[
+        str,
+        typer.Option(
+            "--ablate", metavar="none|shuffle|one-frame", help="Frames in a random order, or one only."
+        ),
+    ] = "none",
     experiment: Annotated[str, typer.Option("--experiment", help="MLflow experiment.")] = "tubelet",
     ray_address: RayAddress = None,
     tracking_uri: TrackingUri = None,
@@ -46,7 +53,8 @@ def command(  # noqa: PLR0917 - typer reads them as options
 
     Each video is cut into several views whose logits are averaged, as in the ViViT paper. Videos that cannot
     be decoded are counted, and left out of the measures. --out gets metrics.json, tables, figures, a
-    predictions table and a page of the worst mistakes.
+    predictions table and a page of the worst mistakes. --ablate tells how much the model lives on motion:
+    what is left when each clip's frames are shuffled, or one of them stands still.
 
     Example:
 
@@ -61,7 +69,13 @@ def command(  # noqa: PLR0917 - typer reads them as options
     options = StorageOptions(anonymous=anonymous)
     try:
         config = EvaluationConfig(
-            parse_views(views), batch, workers, seed, max_error_rate=max_error_rate, storage=options
+            parse_views(views),
+            batch,
+            workers,
+            seed,
+            ablation=_ablation(ablate),
+            max_error_rate=max_error_rate,
+            storage=options,
         )
     except ValueError as error:
         raise UserError(f"--views: {error}") from error
@@ -78,7 +92,12 @@ def command(  # noqa: PLR0917 - typer reads them as options
     connect_ray(ray_address)
     data = fingerprint(rows)
     tracker = _start_tracker(
-        tracking_uri, experiment, bundle, manifest=manifest, data=data, split=split, views=views
+        tracking_uri,
+        experiment,
+        bundle,
+        manifest=manifest,
+        data=data,
+        params={"split": split, "views": views, "ablate": ablate},
     )
     with tracker:
         started_s = time.monotonic()
@@ -89,6 +108,14 @@ def command(  # noqa: PLR0917 - typer reads them as options
         _publish(evaluation, summary, bundle, tracker, out=out, options=options)
     _print_table(evaluation)
     print_summary({**summary, "out": out, "run_id": tracker.run_id})
+
+
+def _ablation(name: str) -> Ablation:
+    from pipeline.clips.ablate import Ablation
+
+    if name not in get_args(Ablation):
+        raise UserError(f"--ablate {name!r}: choose one of {', '.join(get_args(Ablation))}")
+    return cast("Ablation", name)
 
 
 def _run(bundle: ModelBundle, table: Any, split: str, config: Any) -> Evaluation:
@@ -107,7 +134,13 @@ def _run(bundle: ModelBundle, table: Any, split: str, config: Any) -> Evaluation
 
 
 def _start_tracker(
-    uri: str | None, experiment: str, bundle: ModelBundle, *, manifest: str, data: str, split: str, views: str
+    uri: str | None,
+    experiment: str,
+    bundle: ModelBundle,
+    *,
+    manifest: str,
+    data: str,
+    params: Mapping[str, object],
 ) -> Tracker:
     from pipeline.models import find_link
     from pipeline.tracking import Tracker
@@ -116,9 +149,9 @@ def _start_tracker(
     tracker = Tracker.start(
         uri,
         experiment,
-        f"evaluate-{split}",
+        f"evaluate-{params['split']}",
         tags=tags,
-        params={"model": bundle.source, "split": split, "views": views, "sampling": bundle.clip.sampling},
+        params={"model": bundle.source, **params, "sampling": bundle.clip.sampling},
     )
     tracker.link_model(find_link(bundle, tracker.uri))
     return tracker

@@ -21,6 +21,7 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.clips import Batch, ClipDecoder
+from pipeline.clips.ablate import Ablation, ablate
 from pipeline.clips.plan import REFERENCE
 from pipeline.config import UserError
 from pipeline.corpus.manifest import class_names, select
@@ -46,12 +47,14 @@ Arrays = dict[str, npt.NDArray[Any]]
 @dataclass(frozen=True)
 class EvaluationConfig:
     """How to evaluate. ``views``: temporal clips x spatial crops; ``batch``: views in one forward pass;
-    ``workers``: decode workers on GPU machines, whole actors on CPU machines (None: what the cluster has)."""
+    ``workers``: decode workers on GPU machines, whole actors on CPU machines (None: what the cluster has);
+    ``ablation``: what is taken from the clips, to see how much the model lives on it."""
 
     views: tuple[int, int] = (1, 1)
     batch: int = 8
     workers: int | None = None
     seed: int = 0
+    ablation: Ablation = "none"
     topk: int = 5
     max_error_rate: float = 0.2
     storage: StorageOptions = field(default_factory=StorageOptions)
@@ -139,14 +142,21 @@ def label_columns(bundle: ModelBundle) -> dict[str, str]:
 class Predictor:
     """Averages the views of decoded rows to logits; a callable for ``map_batches``."""
 
-    def __init__(self, bundle: ray.ObjectRef[ModelBundle], batch: int, device: str) -> None:
+    def __init__(
+        self, bundle: ray.ObjectRef[ModelBundle], batch: int, device: str, ablation: tuple[Ablation, int]
+    ) -> None:
         # A copy: what Ray hands out lies in read-only shared memory.
         self._bundle: ModelBundle = ray.get(bundle)
         self._bundle.model.to(device)
         self._batch = batch
+        self._kind, self._seed = ablation
 
     def __call__(self, batch: Batch) -> Arrays:
-        logits = self._bundle.view_logits(batch["tubelets"], self._batch)
+        tubelets = batch["tubelets"]
+        if self._kind != "none":
+            spec, seed, rows = self._bundle.clip, self._seed, zip(tubelets, batch["key"], strict=True)
+            tubelets = np.stack([ablate(views, str(key), self._kind, spec, seed) for views, key in rows])
+        logits = self._bundle.view_logits(tubelets, self._batch)
         return {
             "row": batch["row"],
             "error_code": batch["error_code"],
@@ -159,10 +169,16 @@ class Predictor:
 class DecodeAndPredict:
     """Both in one actor, where both use the same CPUs."""
 
-    def __init__(self, decode: Mapping[str, Any], bundle: ray.ObjectRef[ModelBundle], batch: int) -> None:
+    def __init__(
+        self,
+        decode: Mapping[str, Any],
+        bundle: ray.ObjectRef[ModelBundle],
+        batch: int,
+        ablation: tuple[Ablation, int],
+    ) -> None:
         torch.set_num_threads(1)  # one actor a core: more threads would fight
         self._decoder = ClipDecoder(**decode)
-        self._predictor = Predictor(bundle, batch, "cpu")
+        self._predictor = Predictor(bundle, batch, "cpu", ablation)
 
     def __call__(self, batch: Batch) -> Arrays:
         return self._predictor(self._decoder(batch))
@@ -200,11 +216,11 @@ def _graph(bundle: ModelBundle, rows: pa.Table, config: EvaluationConfig) -> Dat
     workers = config.workers or max(1, cpus - 1 if gpus else min(cpus, os.cpu_count() or 1))
     size = _block_rows(bundle, config, len(rows), workers)
     blocks = ray.data.from_arrow([requests.slice(start, size) for start in range(0, len(rows), size)])
-    model = ray.put(bundle)
+    model, ablation = ray.put(bundle), (config.ablation, config.seed)
     if not gpus:
         return blocks.map_batches(
             DecodeAndPredict,
-            fn_constructor_args=(decode, model, config.batch),
+            fn_constructor_args=(decode, model, config.batch, ablation),
             batch_size=None,
             compute=ActorPoolStrategy(size=min(workers, math.ceil(len(rows) / size))),
             num_cpus=min(1.0, cpus / (workers + 1)),
@@ -218,7 +234,7 @@ def _graph(bundle: ModelBundle, rows: pa.Table, config: EvaluationConfig) -> Dat
     )
     return decoded.map_batches(
         Predictor,
-        fn_constructor_args=(model, config.batch, "cuda"),
+        fn_constructor_args=(model, config.batch, "cuda", ablation),
         batch_size=None,
         compute=ActorPoolStrategy(size=gpus),
         num_cpus=0.1,  # decoding has the whole ones; a predictor that waits for one would wait for ever

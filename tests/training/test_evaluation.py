@@ -16,6 +16,7 @@ from training_support import write_corpus
 from vivit_support import randomised
 
 from pipeline.clips import ClipDecoder, ClipSpec
+from pipeline.clips.ablate import ablate
 from pipeline.config import UserError
 from pipeline.corpus import storage
 from pipeline.corpus.manifest import read_manifest, select, write_manifest
@@ -86,6 +87,22 @@ def test_every_video_once_with_the_mean_of_its_views(manifest: pa.Table) -> None
     mistakes = found.mistakes(3)
     assert [row["correct"] for row in mistakes] == [False] * len(mistakes)
     assert [row["score"] for row in mistakes] == sorted((row["score"] for row in mistakes), reverse=True)
+
+
+def test_ablation_changes_what_the_model_sees(manifest: pa.Table) -> None:
+    bundle = make_bundle({"label": ["left", "other", "right"]})
+    found = evaluate_model(bundle, manifest, "val", EvaluationConfig(workers=1, ablation="one-frame", seed=3))
+    rows = {row["key"]: row for row in found.rows}
+    decoder = ClipDecoder(SPEC)
+    for row in select(manifest, "val").to_pylist():
+        batch = decoder({name: np.array([row[name]], object) for name in ("key", "uri", "etag", "size")})
+        seen = ablate(batch["tubelets"][0], row["key"], "one-frame", SPEC, seed=3)
+        with torch.inference_mode():
+            whole, still = (bundle.model(torch.from_numpy(t)).mean(0) for t in (batch["tubelets"][0], seen))
+        wanted, other = (float(torch.softmax(logits, -1).max()) for logits in (still, whole))
+        assert rows[row["key"]]["score"] == pytest.approx(wanted, abs=1e-5)
+        assert abs(wanted - other) > 1e-4
+    decoder.close()
 
 
 def test_labels_the_model_does_not_know_are_refused_before_work(manifest: pa.Table) -> None:
