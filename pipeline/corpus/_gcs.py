@@ -73,6 +73,19 @@ class GcsStore:
         self.write(uri, data)
         return True
 
+    def read_version(self, uri: str) -> tuple[bytes, str]:
+        found = self.stat(uri)
+        if found is None:
+            raise FileNotFoundError(f"{uri} does not exist")
+        return self.read(uri), found.etag
+
+    def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool:
+        found = self.stat(uri)
+        if found is None or found.etag != etag:
+            return False
+        self.write(uri, data)
+        return True
+
     def upload(self, local: Path, uri: str) -> None:
         with local.open("rb") as source, self._fs.open_output_stream(_path(uri)) as target:
             while chunk := source.read(_COPY_BYTES):

@@ -62,6 +62,10 @@ class LocalStore:
     def read(self, uri: str) -> bytes:
         return Path(uri).read_bytes()
 
+    def read_version(self, uri: str) -> tuple[bytes, str]:
+        with open(uri, "rb") as file:
+            return file.read(), local_etag(os.fstat(file.fileno()))
+
     def write(self, uri: str, data: bytes) -> None:
         temporary = _temporary(uri)
         try:
@@ -81,6 +85,13 @@ class LocalStore:
             return _create(uri, data)
         finally:
             temporary.unlink(missing_ok=True)
+        return True
+
+    def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool:
+        found = self.stat(uri)
+        if found is None or found.etag != etag:
+            return False
+        self.write(uri, data)
         return True
 
     def upload(self, local: Path, uri: str) -> None:

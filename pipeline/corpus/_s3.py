@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # S3 takes objects of up to 5 GiB in one put; beyond this size boto3 sends parts side by side.
 _MULTIPART_BYTES = 32 * 1024 * 1024
 _MISSING = {"404", "NoSuchKey", "NotFound"}
+_CONFLICT = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _DENIED = {"403", "401", "AccessDenied", "Forbidden", "Unauthorized", "AllAccessDisabled", "AccountProblem"}
 _BAD_CREDENTIALS = {
     "InvalidAccessKeyId",
@@ -145,6 +146,12 @@ class S3Store:
         with _translated(uri, self._client):
             return self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
 
+    def read_version(self, uri: str) -> tuple[bytes, str]:
+        bucket, key = split_bucket(uri)
+        with _translated(uri, self._client):
+            answer = self._client.get_object(Bucket=bucket, Key=key)
+            return answer["Body"].read(), answer["ETag"].strip('"')
+
     def write(self, uri: str, data: bytes) -> None:
         bucket, key = split_bucket(uri)
         with _translated(uri, self._client):
@@ -156,7 +163,18 @@ class S3Store:
             try:
                 self._client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
             except ClientError as error:
-                if _code(error) in {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}:
+                if _code(error) in _CONFLICT:
+                    return False
+                raise
+        return True
+
+    def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool:
+        bucket, key = split_bucket(uri)
+        with _translated(uri, self._client):
+            try:
+                self._client.put_object(Bucket=bucket, Key=key, Body=data, IfMatch=f'"{etag}"')
+            except ClientError as error:
+                if _code(error) in _CONFLICT | _MISSING:
                     return False
                 raise
         return True

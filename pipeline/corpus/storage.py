@@ -68,8 +68,10 @@ class Store(Protocol):
     def names(self, uri: str) -> list[str]: ...
     def folders(self, uri: str) -> list[str]: ...
     def read(self, uri: str) -> bytes: ...
+    def read_version(self, uri: str) -> tuple[bytes, str]: ...
     def write(self, uri: str, data: bytes) -> None: ...
     def put_if_absent(self, uri: str, data: bytes) -> bool: ...
+    def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool: ...
     def upload(self, local: Path, uri: str) -> None: ...
     def download(self, uri: str, local: Path) -> None: ...
     def delete(self, uri: str) -> None: ...
@@ -235,6 +237,16 @@ def read_bytes(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OP
     return store_for(root, options).read(root)
 
 
+def read_version(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> tuple[bytes, str]:
+    """The whole object, and the etag of just this content.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    root = normalise_uri(uri)
+    return store_for(root, options).read_version(root)
+
+
 def write_bytes(uri: str | os.PathLike[str], data: bytes, options: StorageOptions = DEFAULT_OPTIONS) -> None:
     """Write or replace an object; a reader sees the old or the new content, never a part."""
     root = normalise_uri(uri)
@@ -250,6 +262,18 @@ def put_if_absent(
     """
     root = normalise_uri(uri)
     return store_for(root, options).put_if_absent(root, data)
+
+
+def put_if_unchanged(
+    uri: str | os.PathLike[str], data: bytes, etag: str, options: StorageOptions = DEFAULT_OPTIONS
+) -> bool:
+    """Replace an object only where its content is still that of ``etag``; returns whether it was.
+
+    On local disks and ``gs://`` this is a check followed by a write, which two callers within the same
+    instant can both pass.
+    """
+    root = normalise_uri(uri)
+    return store_for(root, options).put_if_unchanged(root, data, etag)
 
 
 def delete(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -94,10 +95,17 @@ class OutputFiles:
         return patiently(lambda: storage.put_if_absent(self.path(name), data, self.options))
 
     def rewrite(self, name: str, change: Callable[[bytes], bytes]) -> None:
-        """Overwrite a file by ``change`` of its content, in one atomic step, as the output's owner."""
-        data = change(self.read(name))
-        self.check_owner()
-        self.write(name, data)
+        """Overwrite a file by ``change`` of its content, in one atomic step, as the output's owner.
+
+        Where another writer changed it meanwhile, ``change`` is made to what that one wrote.
+        """
+        path = self.path(name)
+        while True:
+            data, etag = patiently(lambda: storage.read_version(path, self.options))
+            changed = change(data)
+            self.check_owner()
+            if patiently(partial(storage.put_if_unchanged, path, changed, etag, self.options)):
+                return
 
     def move(self, name: str, folder: str) -> None:
         """Move a file below ``folder``; a crash in between leaves it in both, moving again mends it."""

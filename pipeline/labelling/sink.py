@@ -10,10 +10,11 @@ understand:
   all parts before *n*: even a job that lost its lock and woke up again cannot publish a row twice. It finds
   its number taken, reads what the other one published, and drops those rows.
 - A newer row (the object changed, an error was tried again) takes the place of the older one *in the same
-  part file*, which is overwritten whole in one atomic step, guarded by the lock on the output. A row
-  never moves from one file to another, because no object store can do that in one step: a reader in between
-  would see it twice or not at all. For the same reason small parts are never merged. They are few, because
-  the time between parts grows with the job.
+  part file*, which is overwritten whole in one atomic step: as the output's owner, and on S3 only where the
+  file is still the one that was read (a put on condition of its etag). A row never moves from one file to
+  another, because no object store can do that in one step: a reader in between would see it twice or not at
+  all. For the same reason small parts are never merged. They are few, because the time between parts grows
+  with the job.
 
 What remains to a reader on an object store: a part that is overwritten *while* it is being read in several
 ranged requests may make that one read fail; nothing wrong is returned. Parts are only overwritten by

@@ -92,6 +92,32 @@ def test_put_if_absent_has_one_winner(root: str) -> None:
     assert storage.read_bytes(f"{root}/lock") == str(won.index(True)).encode()
 
 
+def test_put_if_unchanged_knows_the_content(root: str) -> None:
+    storage.write_bytes(f"{root}/x", b"one")
+    data, etag = storage.read_version(f"{root}/x")
+    assert data == b"one"
+    assert storage.put_if_unchanged(f"{root}/x", b"two", etag)
+    assert not storage.put_if_unchanged(f"{root}/x", b"three", etag)
+    assert storage.read_bytes(f"{root}/x") == b"two"
+    assert not storage.put_if_unchanged(f"{root}/not there", b"x", etag)
+    with pytest.raises(FileNotFoundError):
+        storage.read_version(f"{root}/not there")
+
+
+def test_put_if_unchanged_has_one_winner(s3: S3Bucket) -> None:
+    storage.write_bytes(f"{s3.uri}/x", b"first")
+    etag, start = storage.read_version(f"{s3.uri}/x")[1], threading.Barrier(8)
+
+    def contend(i: int) -> bool:
+        start.wait()
+        return storage.put_if_unchanged(f"{s3.uri}/x", str(i).encode(), etag)
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(contend, range(8)))
+    assert sum(won) == 1
+    assert storage.read_bytes(f"{s3.uri}/x") == str(won.index(True)).encode()
+
+
 def test_etag_changes_with_content(root: str) -> None:
     etags = []
     for content in (b"one", b"two", b"other"):

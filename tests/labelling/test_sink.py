@@ -103,6 +103,23 @@ def test_two_writers_never_publish_a_row_twice(out: str) -> None:
     assert_one_row_each(read_rows(out), 25)
 
 
+def test_replacement_keeps_what_another_writer_replaced_meanwhile(out: str) -> None:
+    """A job that lost its lock and woke up in the middle of a replacement."""
+    sink_of(out).add(rows_of(0, 6))
+    sleeper, other = sink_of(out), sink_of(out)
+    names = iter(["b"])
+
+    def wake() -> None:
+        if next(names, None):
+            other.add(rows_of(0, 2, "b"))
+
+    sleeper.files.check_owner = wake  # called between reading the part and writing it
+    sleeper.add(rows_of(2, 4, "c"))
+    rows = read_rows(out)
+    assert_one_row_each(rows, 6)
+    assert [row["etag"] for row in rows] == ["b", "b", "c", "c", "a", "a"]
+
+
 def test_lost_answer_to_a_put_is_no_second_part(tmp_path: Path) -> None:
     """The put arrived, its answer did not, so the client put again and was told that the name is taken."""
     files = OutputFiles(str(tmp_path))
