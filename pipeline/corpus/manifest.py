@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,8 @@ _AFTER_LABELS = [
     ("indexed_at", pa.timestamp("us")),
 ]
 _METADATA_KEY = b"tubelet"
+# Rows that are Python objects at once.
+_HASHED_ROWS = 4096
 # A manifest that is replaced more often than it can be read is no manifest.
 _TRIES = 5
 _T = TypeVar("_T")
@@ -153,21 +155,26 @@ def read_manifest(
     uri: str | os.PathLike[str],
     columns: list[str] | None = None,
     *,
+    without: Collection[str] = (),
     options: StorageOptions = DEFAULT_OPTIONS,
 ) -> pa.Table:
     """Read a manifest (any Parquet file or folder with its columns) with the types of the schema.
 
     Args:
         columns: read only these (the checks of the rows then see only these).
+        without: or leave these out.
 
     Raises:
         UserError: there is none, it is not Parquet, it lacks columns, or its rows break the rules.
     """
     root = storage.normalise_uri(uri)
-    return _undisturbed(lambda: _read(root, columns, options))
+    table = _undisturbed(lambda: _read(root, columns, without, options))
+    return table.select(columns or [name for name in table.column_names if name not in without])
 
 
-def _read(root: str, columns: list[str] | None, options: StorageOptions) -> pa.Table:
+def _read(
+    root: str, columns: list[str] | None, without: Collection[str], options: StorageOptions
+) -> pa.Table:
     source = _open(root, options)
     names = list(source.schema.names)
     missing = [name for name in REQUIRED if name not in names]
@@ -176,9 +183,10 @@ def _read(root: str, columns: list[str] | None, options: StorageOptions) -> pa.T
             f"{root} is not a manifest: it lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}\n"
             f"make one with: tubelet index SRC --out {root}"
         )
-    table = _conform(source.read([n for n in names if columns is None or n in columns]), root)
+    wanted = [name for name in names if (columns is None or name in columns) and name not in without]
+    table = _conform(source.read(wanted), root)
     check_manifest(table, root)
-    return table if columns is None else table.select(columns)
+    return table
 
 
 def made_from(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> dict[str, Any]:
@@ -383,16 +391,12 @@ def class_names(table: pa.Table, head: str = "label", *, at_least: int = 0) -> l
 def fingerprint(table: pa.Table) -> str:
     """32 hexadecimal digits that change with any object, label or split, whatever the order of the rows."""
     heads = label_columns(table)
-    live = table.filter(pc.not_equal(table.column("status"), "gone")).sort_by(
-        [("key", "ascending"), ("segment", "ascending")]
-    )
     digest = hashlib.blake2b(json.dumps(heads).encode(), digest_size=16)
-    columns = ["key", "segment", "etag", *heads, "split"]
-    for batch in live.select(columns).to_batches(max_chunksize=65536):
-        for row in _rows(batch):
-            digest.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
+    rows = table.select(["key", "segment", "etag", *heads, "split", "status"])
+    order = pc.sort_indices(rows, sort_keys=[("key", "ascending"), ("segment", "ascending")])
+    for first in range(0, len(order), _HASHED_ROWS):
+        *columns, status = (c.to_pylist() for c in rows.take(order.slice(first, _HASHED_ROWS)).columns)
+        for row, state in zip(zip(*columns, strict=True), status, strict=True):
+            if state != "gone":
+                digest.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _rows(batch: pa.RecordBatch) -> Iterable[tuple[Any, ...]]:
-    return zip(*(column.to_pylist() for column in batch.columns), strict=True)

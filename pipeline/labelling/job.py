@@ -38,6 +38,8 @@ from pipeline.progress import ProgressLine
 # What may have been the machine's or the store's fault: tried a second time at the end, before it becomes a
 # row.
 TRANSIENT = frozenset({"io_error", "crash", "timeout", "out_of_memory"})
+# Columns of a manifest that labelling has no use for; the keyframes alone are as large as all it has.
+_NOT_NEEDED = frozenset({"codec", "rotation", "fps", "vfr", "frames", "start_s", "keyframes_s", "indexed_at"})
 INTERVALS = "_intervals/intervals.parquet"
 PAGE = "_review/page.html"
 _AGAIN = "_plan/again.parquet"
@@ -138,7 +140,11 @@ class LabelJob:
             windows=config.windows,
             retry_errors=config.retry_errors,
         )
-        return Prepared(models, sampling, answers, root, sinks, plan, fingerprint(manifest))
+        found = fingerprint(manifest)
+        # The manifest was the largest thing that the driver holds in its life; Arrow would keep its pages.
+        del manifest
+        pa.default_memory_pool().release_unused()
+        return Prepared(models, sampling, answers, root, sinks, plan, found)
 
     def _manifest(self) -> pa.Table:
         source = self.config.source
@@ -154,7 +160,7 @@ class LabelJob:
             raise UserError(
                 "--include selects from a bucket or folder; a manifest already says what there is"
             )
-        table = read_manifest(source, options=self.options)
+        table = read_manifest(source, without=_NOT_NEEDED, options=self.options)
         if not table.num_rows:
             raise UserError(f"{self.config.source} holds no videos: check the path and --include")
         return table
