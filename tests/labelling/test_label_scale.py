@@ -81,9 +81,9 @@ def _in_object_store() -> int:
     return int(total["object_store_memory"] - free.get("object_store_memory", 0))
 
 
-def _label(manifest: str, folder: Path, address: str, *more: str) -> Use:
+def _label(manifest: str, folder: Path, address: str, *more: str, **model: Any) -> Use:
     tubelet = str(Path(sys.executable).with_name("tubelet"))
-    command = [tubelet, "label", manifest, "--model", str(tiny_bundle(folder / "model")), "--workers", "2"]
+    command = [tubelet, "label", manifest, "--model", str(tiny_bundle(folder / "model", **model))]
     command += ["--out", str(folder / "out"), "--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--ray-address", address, *more]
     driver = store = 0
@@ -116,7 +116,20 @@ def test_memory_from_a_thousand_to_a_hundred_thousand(
     used = []
     for count in (FEW, MANY):
         folder = tmp_path / str(count)
-        used.append(_label(_manifest(originals, folder, count), folder, cluster))
+        used.append(_label(_manifest(originals, folder, count), folder, cluster, "--workers", "2"))
         _check(folder, used[-1], count)
     assert used[0].summary["object_store_limit_bytes"] == used[1].summary["object_store_limit_bytes"]
     assert used[1].driver_bytes < 1.25 * used[0].driver_bytes
+
+
+def test_clips_on_their_way_to_predictors_are_bounded(
+    originals: pa.Table, cluster: str, tmp_path: Path
+) -> None:
+    """Decoding is faster than the model here: clips must wait in the decoders, not in the object store."""
+    used = []
+    for count in (500, 4_000):
+        folder = tmp_path / str(count)
+        manifest = _manifest(originals, folder, count)
+        used.append(_label(manifest, folder, cluster, "--predictors", "1", "--workers", "1", layers=24))
+        _check(folder, used[-1], count)
+    assert used[0].summary["object_store_limit_bytes"] == used[1].summary["object_store_limit_bytes"]
