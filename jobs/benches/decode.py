@@ -50,16 +50,18 @@ def run(options: BenchOptions) -> list[dict[str, Any]]:
         UserError: a peer is missing, or a folder holds no video.
     """
     with ExitStack() as stack:
-        names = [*decode_peers.OURS, *options.peers(list(decode_peers.PEERS)), *decode_peers.LIMIT]
-        workers = {name: stack.enter_context(_worker(name)) for name in names}
+        # What may be missing is looked for before anything is made.
+        peers = options.peers(list(decode_peers.PEERS))
+        found = None if options.videos is None else list(_found(Path(options.videos)))
+        started = {name: stack.enter_context(_worker(name)) for name in (*peers, *decode_peers.OURS)}
+        names = [*decode_peers.OURS, *peers, *decode_peers.LIMIT]
+        workers = {name: started.get(name) or stack.enter_context(_worker(name)) for name in names}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tubelet-bench-")))
-        return _measure(workers, _videos(options, folder), options.full)
+        return _measure(workers, found or _made(folder), options.full)
 
 
-def _videos(options: BenchOptions, folder: Path) -> list[tuple[str, str, Path]]:
-    """(name, codec, path) of what is measured."""
-    if options.videos is not None:
-        return list(_found(Path(options.videos)))
+def _made(folder: Path) -> list[tuple[str, str, Path]]:
+    """(name, codec, path) of the corpus that is made where no other is given."""
     recipes = [*decode_corpus.RECIPES, decode_corpus.LONG]
     with ProgressLine("bench decode: making", len(recipes), "videos") as line:
         made = []

@@ -55,13 +55,15 @@ def test_mistakes_are_named(options: BenchOptions, message: str) -> None:
         decode.run(options)
 
 
-def test_a_missing_peer_fails_unless_left_out(monkeypatch) -> None:
+def test_a_missing_peer_fails_unless_left_out(monkeypatch, tmp_path: Path) -> None:
+    recipe = decode_corpus.Recipe("small", "h264", "libx264", 96, 64, 16, frames=16, repeat=1)
+
     def absent() -> None:
         raise ImportError("No module named 'decord'")
 
     monkeypatch.setitem(decode.decode_peers.PEERS, "absent", absent)
     with pytest.raises(UserError, match="the peer absent cannot be used"):
-        decode.run(BenchOptions(vs=("absent",), videos="/nowhere"))
+        decode.run(BenchOptions(vs=("absent",), videos=str(decode_corpus.make(recipe, tmp_path).parent)))
 
 
 def test_an_unknown_kind_is_refused() -> None:
