@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from support import free_port, mlflow_server
-from training_process import STEPS, Train, check
+from support import free_port, mlflow_server, wait_until
+from training_process import Train, check, is_complete
 from training_support import weights_of
 
 from pipeline.corpus.local_s3 import LocalS3
@@ -48,43 +52,92 @@ def test_tracking_server_stopped_for_a_minute(manifest: str, undisturbed: Path, 
         check(train, undisturbed, train.finish(process))
 
 
-def test_node_removed_under_an_elastic_run(manifest: str, tmp_path: Path) -> None:
-    """Two nodes with a rank each: one dies, the run goes on with one rank on the same global batches.
+# Nothing is drawn for a rank, so that the weights of different worlds differ by the order of summation only.
+PLAIN = ("dropout=0", "optimiser.name=sgd", "lr=0.05", "checkpoint_every=25", "max_steps=150")
+LONGER = 150
 
-    Nothing is drawn for a rank here, so that the weights differ by the order of summation only.
-    """
+
+@pytest.fixture(scope="module")
+def two_ranks(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The output of a run whose two ranks nobody disturbed."""
+    folder = tmp_path_factory.mktemp("two ranks")
+    Train(manifest, str(folder / "run"), f"sqlite:///{folder}/mlflow.db").run(*PLAIN)
+    return str(folder / "run")
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head without room for a rank, and two nodes with room for one each."""
     from ray.cluster_utils import Cluster
 
-    plain = ("dropout=0", "optimiser.name=sgd", "lr=0.05")
-    whole = Train(manifest, str(tmp_path / "whole"), f"sqlite:///{tmp_path}/whole.db")
-    whole.run(*plain)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 200 << 20})
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=4, object_store_memory=200 << 20)
-        train = Train(manifest, str(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db")
-        # No node has room for two ranks, and the head has none for one.
-        settings = (*plain, "workers=1..2", "rank_cpus=2.5", "decode_workers=1")
-        process = train.start("--ray-address", cluster.address, *settings)
-        train.wait_for_step(process, 10)
-        raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.worker_nodes]
-        os.kill(_raylet_of_a_rank(raylets), signal.SIGKILL)
-        summary = train.finish(process)
-        assert summary["restarts"] == 1
-        client = train.client()
-        steps = [point.step for point in client.get_metric_history(summary["run_id"], "train/loss")]
-        assert sorted(steps) == list(range(1, STEPS + 1))
-        a, b = weights_of(whole.out, STEPS), weights_of(train.out, STEPS)
-        apart = max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
-        print(f"largest difference of a weight to the undisturbed run with two ranks: {apart:.2e}")
-        assert apart < 1e-4
-    finally:
-        cluster.shutdown()
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 200 << 20})
+    for _ in range(2):
+        made.add_node(num_cpus=4, object_store_memory=200 << 20)
+    yield made
+    made.shutdown()
 
 
-def _raylet_of_a_rank(raylets: list[int]) -> int:
-    for pid in raylets:
-        children = psutil.Process(pid).children(recursive=True)
-        if any("RayTrainWorker" in " ".join(child.cmdline()) for child in children):
-            return pid
-    raise AssertionError("no rank runs on a node that can be removed")
+def _elastic(train: Train, cluster: Any, *more: str) -> subprocess.Popen[str]:
+    settings = (*PLAIN, "workers=1..2", "rank_cpus=2.5", "decode_workers=1", *more)
+    return train.start("--ray-address", cluster.address, *settings)
+
+
+def _check_elastic(train: Train, whole: str, summary: dict[str, Any]) -> None:
+    """Every step once, and the weights of the run that was not disturbed."""
+    points = train.client().get_metric_history(summary["run_id"], "train/loss")
+    assert sorted(point.step for point in points) == list(range(1, LONGER + 1))
+    a, b = weights_of(whole, LONGER), weights_of(train.out, LONGER)
+    apart = max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+    print(f"largest difference of a weight to the undisturbed run with two ranks: {apart:.2e}")
+    assert apart < 1e-4
+
+
+def test_node_removed_under_an_elastic_run(
+    manifest: str, two_ranks: str, cluster: Any, tmp_path: Path
+) -> None:
+    """One of two nodes dies; the run goes on with one rank on the same global batches."""
+    train = Train(manifest, str(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db")
+    process = _elastic(train, cluster)
+    train.wait_for_step(process, 25)
+    os.kill(_raylet(_node_of_a_rank(cluster)), signal.SIGKILL)
+    summary = train.finish(process)
+    assert summary["restarts"] == 1
+    _check_elastic(train, two_ranks, summary)
+
+
+def test_node_drained_under_an_elastic_run(
+    manifest: str, two_ranks: str, cluster: Any, tmp_path: Path
+) -> None:
+    """Notice comes before the node goes: a checkpoint is taken first, and none of it is a failure."""
+    train = Train(manifest, str(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db")
+    process = _elastic(train, cluster, "max_failures=0")
+    train.wait_for_step(process, 25)
+    node = _node_of_a_rank(cluster)
+    drain = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address]
+    drain += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    drain += ["--reason-message", "spot", "--deadline-remaining-seconds", "120"]
+    subprocess.run(drain, check=True, capture_output=True)
+    wait_until(lambda: bool(_unscheduled(train)) or process.poll() is not None, 60)
+    assert _unscheduled(train), "no checkpoint was taken because of the notice"
+    wait_until(lambda: not _ranks(_raylet(node)) or process.poll() is not None, 120)
+    os.kill(_raylet(node), signal.SIGKILL)
+    _check_elastic(train, two_ranks, train.finish(process))
+
+
+def _unscheduled(train: Train) -> list[int]:
+    """Checkpoints that are not at a multiple of ``checkpoint_every``."""
+    names = [path.name for path in (Path(train.out) / "checkpoints").glob("step-*")]
+    return [step for step in (int(name[5:]) for name in names) if step % 25 and is_complete(train.out, step)]
+
+
+def _node_of_a_rank(cluster: Any) -> Any:
+    return next(node for node in cluster.worker_nodes if _ranks(_raylet(node)))
+
+
+def _raylet(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def _ranks(raylet: int) -> list[psutil.Process]:
+    children = psutil.Process(raylet).children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
