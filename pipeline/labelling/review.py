@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import jinja2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.config import Settings, UserError
@@ -62,27 +63,69 @@ def review(config: ReviewConfig) -> ReviewSummary:
         UserError: there are no predictions, or the page cannot be written.
     """
     options = StorageOptions(anonymous=config.anonymous)
-    rows = read_predictions(config.predictions, options)
-    good = rows.filter(pa.array([status != ERROR for status in rows["status"].to_pylist()], pa.bool_()))
-    failed = rows.filter(pa.array([status == ERROR for status in rows["status"].to_pylist()], pa.bool_()))
-    # Keys are hashes: the first of them in order are a random sample, the same one each time.
-    shown = good.sort_by([("key", "ascending"), ("window", "ascending")]).slice(0, config.limit)
-    videos = list(_videos(shown, config, options))
-    errors = [_error(row) for row in failed.slice(0, _MAX_ERRORS).to_pylist()]
-    page = render(config, rows, good, videos, errors).encode()
+    survey = Survey(config.limit)
+    for part in read_predictions(config.predictions, options):
+        survey.add(part)
+    videos = list(_videos(survey.shown, config, options))
+    errors = [_error(row) for row in survey.errors]
+    page = render(config, survey, videos, errors).encode()
     storage.write_bytes(config.out, page, options)
     return ReviewSummary(
         out=storage.normalise_uri(config.out),
-        videos=good.num_rows,
+        videos=survey.good,
         shown=len(videos),
-        errors=failed.num_rows,
+        errors=survey.failed,
         without_frames=sum(video["strip"] is None for video in videos),
         size_bytes=len(page),
     )
 
 
-def read_predictions(uri: str, options: StorageOptions) -> pa.Table:
-    """All rows at the root of an output, without the columns that are large.
+class Survey:
+    """What the page says of an output, gathered part by part: no part stays in memory.
+
+    Attributes:
+        good, failed: rows so far.
+        shown: the rows to show. Keys are hashes: the first of them in order are a random sample, the same
+            one each time.
+        errors: the failed rows to list.
+        labels: labels seen.
+        histogram, score_sum, scores, unsure: of the confidences.
+        origin: model and sampling.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.good = self.failed = self.scores = self.unsure = 0
+        self.score_sum = 0.0
+        self.histogram = np.zeros(_BINS, np.int64)
+        self.labels: set[str] = set()
+        self.shown: pa.Table | None = None
+        self.errors: list[dict[str, Any]] = []
+        self.origin: list[str] = []
+
+    def add(self, rows: pa.Table) -> None:
+        """Count the rows of one part."""
+        if rows.num_rows and not self.origin:
+            self.origin = [str(rows[name][0].as_py()) for name in ("model", "sampling")]
+        is_error = pc.equal(rows["status"], ERROR)
+        failed, good = rows.filter(is_error), rows.filter(pc.invert(is_error))
+        self.failed += failed.num_rows
+        self.good += good.num_rows
+        self.errors += failed.slice(0, _MAX_ERRORS - len(self.errors)).to_pylist()
+        self.labels |= set(pc.unique(good["label"]).to_pylist())
+        scores = good["score"].drop_null().to_numpy()
+        self.histogram += np.histogram(scores, bins=_BINS, range=(0, 1))[0]
+        self.score_sum += float(scores.sum(dtype=np.float64))
+        self.scores += len(scores)
+        self.unsure += int((scores < 0.5).sum())
+        kept = good if self.shown is None else pa.concat_tables([self.shown, good])
+        order = pc.sort_indices(kept, sort_keys=[("key", "ascending"), ("window", "ascending")])
+        # Taken, and not cut out of a sorted copy: a slice would hold all of it.
+        self.shown = kept.take(order[: self._limit]).combine_chunks()
+
+
+def read_predictions(uri: str, options: StorageOptions) -> Iterator[pa.Table]:
+    """The parts at the root of an output, without the columns that are large.
 
     Raises:
         UserError: there are none.
@@ -93,7 +136,8 @@ def read_predictions(uri: str, options: StorageOptions) -> pa.Table:
         raise UserError(f"no predictions at {files.uri}: give the --out of `tubelet label`")
     schema = files.read_schema(names[0])
     columns = [name for name in schema.names if not name.startswith(_HEAVY)]
-    return pa.concat_tables([files.read_table(name, columns) for name in names])
+    for name in names:
+        yield files.read_table(name, columns)
 
 
 def _videos(rows: pa.Table, config: ReviewConfig, options: StorageOptions) -> Iterator[dict[str, Any]]:
@@ -150,48 +194,38 @@ def _common_folder(uris: Sequence[str]) -> str:
 
 
 def render(
-    config: ReviewConfig,
-    rows: pa.Table,
-    good: pa.Table,
-    videos: list[dict[str, Any]],
-    errors: list[dict[str, Any]],
+    config: ReviewConfig, survey: Survey, videos: list[dict[str, Any]], errors: list[dict[str, Any]]
 ) -> str:
     """The page's HTML. All text is escaped, and the page forbids itself anything from outside."""
     labels = Counter(video["label"] for video in videos)
     codes = Counter(error["code"] for error in errors)
-    scores = good["score"].drop_null().to_numpy()
     data = {
         "videos": videos,
         "errors": errors,
         "label_counts": labels.most_common(),
         "code_counts": codes.most_common(),
-        "histogram": np.histogram(scores, bins=_BINS, range=(0, 1))[0].tolist(),
+        "histogram": survey.histogram.tolist(),
     }
     loader = jinja2.PackageLoader("pipeline.labelling", ".")
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("review.html.j2")
     return template.render(
         title=storage.normalise_uri(config.predictions).rstrip("/").rpartition("/")[2] or "predictions",
-        origin=" · ".join([storage.normalise_uri(config.predictions), *_origins(rows)]),
-        tiles=_tiles(rows, good, scores),
-        notes=list(_notes(good.num_rows, len(videos), rows.num_rows - good.num_rows)),
+        origin=" · ".join([storage.normalise_uri(config.predictions), *survey.origin]),
+        tiles=_tiles(survey),
+        notes=list(_notes(survey.good, len(videos), survey.failed)),
         data=data,
     )
 
 
-def _origins(rows: pa.Table) -> list[str]:
-    pairs = itertools.product(("model", "sampling"), (0,))
-    return [str(rows[name][at].as_py()) for name, at in pairs if rows.num_rows]
-
-
-def _tiles(rows: pa.Table, good: pa.Table, scores: Any) -> list[tuple[str, str]]:
-    failed = rows.num_rows - good.num_rows
+def _tiles(survey: Survey) -> list[tuple[str, str]]:
+    rows = survey.good + survey.failed
     return [
-        ("Rows", f"{rows.num_rows:,}"),
-        ("Labelled", f"{good.num_rows:,}"),
-        ("Errors", f"{failed:,} ({100 * failed / max(rows.num_rows, 1):.1f} %)"),
-        ("Labels seen", str(len(set(good["label"].to_pylist())))),
-        ("Mean confidence", f"{100 * float(scores.mean()):.1f} %" if len(scores) else "none"),
-        ("Below 50 %", f"{int((scores < 0.5).sum()):,}"),
+        ("Rows", f"{rows:,}"),
+        ("Labelled", f"{survey.good:,}"),
+        ("Errors", f"{survey.failed:,} ({100 * survey.failed / max(rows, 1):.1f} %)"),
+        ("Labels seen", str(len(survey.labels))),
+        ("Mean confidence", f"{100 * survey.score_sum / survey.scores:.1f} %" if survey.scores else "none"),
+        ("Below 50 %", f"{survey.unsure:,}"),
     ]
 
 
