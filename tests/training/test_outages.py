@@ -53,7 +53,7 @@ def test_tracking_server_stopped_for_a_minute(manifest: str, undisturbed: Path, 
 
 
 # Nothing is drawn for a rank, so that the weights of different worlds differ by the order of summation only.
-PLAIN = ("dropout=0", "optimiser.name=sgd", "lr=0.05", "checkpoint_every=25", "max_steps=150")
+PLAIN = ("dropout=0", "optimiser.name=sgd", "lr=0.01", "checkpoint_every=25", "max_steps=150")
 LONGER = 150
 
 
@@ -89,7 +89,7 @@ def _check_elastic(train: Train, whole: str, summary: dict[str, Any]) -> None:
     a, b = weights_of(whole, LONGER), weights_of(train.out, LONGER)
     apart = max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
     print(f"largest difference of a weight to the undisturbed run with two ranks: {apart:.2e}")
-    assert apart < 1e-4
+    assert apart < 1e-5
 
 
 def test_node_removed_under_an_elastic_run(
