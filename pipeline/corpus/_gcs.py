@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import UserError
-from pipeline.corpus.storage import ObjectInfo, StorageOptions
+from pipeline.corpus.storage import ObjectInfo, StorageOptions, write_if_unchanged
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -80,11 +80,7 @@ class GcsStore:
         return self.read(uri), found.etag
 
     def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool:
-        found = self.stat(uri)
-        if found is None or found.etag != etag:
-            return False
-        self.write(uri, data)
-        return True
+        return write_if_unchanged(self, uri, data, etag)
 
     def upload(self, local: Path, uri: str) -> None:
         with local.open("rb") as source, self._fs.open_output_stream(_path(uri)) as target:

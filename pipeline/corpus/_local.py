@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import UserError
-from pipeline.corpus.storage import ObjectChangedError, ObjectInfo
+from pipeline.corpus.storage import ObjectChangedError, ObjectInfo, write_if_unchanged
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -88,11 +88,7 @@ class LocalStore:
         return True
 
     def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool:
-        found = self.stat(uri)
-        if found is None or found.etag != etag:
-            return False
-        self.write(uri, data)
-        return True
+        return write_if_unchanged(self, uri, data, etag)
 
     def upload(self, local: Path, uri: str) -> None:
         temporary = _temporary(uri)

@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import UserError
 from pipeline.corpus import storage
+from pipeline.corpus.pinned import ParquetSource, open_pinned, undisturbed
 from pipeline.corpus.storage import DEFAULT_OPTIONS, StorageOptions
 
 STATUSES = ("ok", "error", "gone")
@@ -63,9 +64,6 @@ _AFTER_LABELS = [
 _METADATA_KEY = b"tubelet"
 # Rows that are Python objects at once.
 _HASHED_ROWS = 4096
-# A manifest that is replaced more often than it can be read is no manifest.
-_TRIES = 5
-_T = TypeVar("_T")
 
 
 def schema_with(labels: Mapping[str, bool] | None = None) -> pa.Schema:
@@ -168,7 +166,7 @@ def read_manifest(
         UserError: there is none, it is not Parquet, it lacks columns, or its rows break the rules.
     """
     root = storage.normalise_uri(uri)
-    table = _undisturbed(lambda: _read(root, columns, without, options))
+    table = undisturbed(lambda: _read(root, columns, without, options))
     return table.select(columns or [name for name in table.column_names if name not in without])
 
 
@@ -199,44 +197,22 @@ def made_from(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPT
     return known if isinstance(known, dict) else {}
 
 
-@dataclass(frozen=True)
-class _Source:
-    """The Parquet data of a manifest: its schema, and a function that reads columns."""
-
-    schema: pa.Schema
-    read: Callable[[list[str]], pa.Table]
-
-
-def _undisturbed(read: Callable[[], _T]) -> _T:
-    """What ``read`` gives, tried again if the manifest was replaced under it."""
-    for _ in range(_TRIES - 1):
-        try:
-            return read()
-        except storage.ObjectChangedError:
-            continue
-    return read()
-
-
 def _schema(root: str, options: StorageOptions) -> pa.Schema:
-    return _undisturbed(lambda: _open(root, options).schema)
+    return undisturbed(lambda: _open(root, options).schema)
 
 
-def _open(root: str, options: StorageOptions) -> _Source:
+def _open(root: str, options: StorageOptions) -> ParquetSource:
     place = manifest_file(root)
     found = storage.stat(place, options)
     try:
         if found is not None:
-            # One version of the object from footer to columns: ranged reads of a file that is replaced
-            # meanwhile would mix two.
-            pinned = storage.ObjectOpener(place, found.size_bytes, found.etag, options)()
-            file = pq.ParquetFile(pinned, pre_buffer=True)
-            return _Source(file.schema_arrow, file.read)
+            return open_pinned(found, options)
         if not any(name.endswith(".parquet") for name in storage.list_names(root, options)):
             raise UserError(f"there is no manifest at {root}: make one with `tubelet index SRC --out {root}`")
         place = root
         filesystem, path = storage.filesystem(place, options)
         dataset = ds.dataset(path, filesystem=filesystem, format="parquet")
-        return _Source(dataset.schema, lambda columns: dataset.to_table(columns=columns))
+        return ParquetSource(dataset.schema, lambda columns: dataset.to_table(columns=columns))
     except storage.ObjectChangedError:
         raise
     except (pa.ArrowInvalid, OSError) as error:

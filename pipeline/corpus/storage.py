@@ -79,6 +79,15 @@ class Store(Protocol):
     def filesystem(self, uri: str) -> tuple[FileSystem, str]: ...
 
 
+def write_if_unchanged(store: Store, uri: str, data: bytes, etag: str) -> bool:
+    """``put_if_unchanged`` for stores that have no condition on a write: a check, then the write."""
+    found = store.stat(uri)
+    if found is None or found.etag != etag:
+        return False
+    store.write(uri, data)
+    return True
+
+
 class RemoteStore(Store, Protocol):
     """A store whose objects are read in ranges."""
 
