@@ -60,7 +60,8 @@ def command(  # noqa: PLR0917 - typer reads them as options
 
         tubelet evaluate --model s3://bucket/run1 --manifest s3://bucket/manifest --split test --views 4x3
     """
-    from pipeline.corpus.manifest import fingerprint, read_manifest
+    from pipeline.corpus.fingerprint import fingerprint
+    from pipeline.corpus.manifest import read_manifest
     from pipeline.corpus.storage import StorageOptions
     from pipeline.models import ModelBundle
     from pipeline.training.evaluation import EvaluationConfig, labelled_rows

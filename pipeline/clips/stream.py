@@ -67,7 +67,7 @@ def training_stream(
     # spare.
     ids = np.array_split(np.arange(chunks), min(chunks, _MAX_SOURCE_BLOCKS))
     requests = (
-        ray.data.from_arrow([pa.table({"chunk": part}) for part in ids])
+        ray.data.from_blocks([pa.table({"chunk": part}) for part in ids])
         .map_batches(expand, batch_size=None, num_cpus=PLAN_CPUS, compute=TaskPoolStrategy(size=1))
         .repartition(target_num_rows_per_block=shape.rows, strict=True)
     )

@@ -10,19 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.corpus.fingerprint import fingerprint
     from pipeline.corpus.index import IndexConfig, IndexSummary, index_corpus
     from pipeline.corpus.lock import LockLostError, OutputLock
-    from pipeline.corpus.manifest import (
-        SCHEMA,
-        Manifest,
-        class_names,
-        fingerprint,
-        key_of,
-        read_manifest,
-        select,
-        write_manifest,
-    )
+    from pipeline.corpus.manifest import SCHEMA, Manifest, key_of, read_manifest, write_manifest
     from pipeline.corpus.opener import ObjectOpener
+    from pipeline.corpus.selection import class_names, select
     from pipeline.corpus.storage import ObjectChangedError, ObjectInfo, StorageOptions, list_objects
 
 __all__ = [
@@ -47,9 +40,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "fingerprint": ("fingerprint",),
     "index": ("IndexConfig", "IndexSummary", "index_corpus"),
     "lock": ("LockLostError", "OutputLock"),
     "opener": ("ObjectOpener",),
+    "selection": ("class_names", "select"),
     "storage": ("ObjectChangedError", "ObjectInfo", "StorageOptions", "list_objects"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

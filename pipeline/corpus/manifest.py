@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import UserError
 from pipeline.corpus import storage
+from pipeline.corpus.digests import digests
 from pipeline.corpus.pinned import ParquetSource, open_pinned, undisturbed
 from pipeline.corpus.storage import DEFAULT_OPTIONS, StorageOptions
 
@@ -62,8 +64,8 @@ _AFTER_LABELS = [
     ("indexed_at", pa.timestamp("us")),
 ]
 _METADATA_KEY = b"tubelet"
-# Rows that are Python objects at once.
-_HASHED_ROWS = 4096
+# Rows of a manifest that are held at once where it is read in slices.
+_SLICE_ROWS = 4096
 
 
 def schema_with(labels: Mapping[str, bool] | None = None) -> pa.Schema:
@@ -153,27 +155,74 @@ def read_manifest(
     uri: str | os.PathLike[str],
     columns: list[str] | None = None,
     *,
-    without: Collection[str] = (),
     options: StorageOptions = DEFAULT_OPTIONS,
 ) -> pa.Table:
     """Read a manifest (any Parquet file or folder with its columns) with the types of the schema.
 
     Args:
         columns: read only these (the checks of the rows then see only these).
-        without: or leave these out.
 
     Raises:
         UserError: there is none, it is not Parquet, it lacks columns, or its rows break the rules.
     """
     root = storage.normalise_uri(uri)
-    table = undisturbed(lambda: _read(root, columns, without, options))
-    return table.select(columns or [name for name in table.column_names if name not in without])
+    table = undisturbed(lambda: _read(root, columns, options))
+    return table if columns is None else table.select(columns)
 
 
-def _read(
-    root: str, columns: list[str] | None, without: Collection[str], options: StorageOptions
-) -> pa.Table:
+def _read(root: str, columns: list[str] | None, options: StorageOptions) -> pa.Table:
     source = _open(root, options)
+    present = _columns(source, root)
+    wanted = present if columns is None else [name for name in present if name in columns]
+    table = _conform(source.read(wanted), root)
+    check_manifest(table, root)
+    return table
+
+
+@dataclass(frozen=True)
+class ManifestSlices:
+    """One version of a manifest, a slice at a time, for those that need not hold it whole.
+
+    Each iteration reads it from the start, and checks it as :func:`read_manifest` does.
+
+    Raises:
+        UserError: as :func:`read_manifest`; what concerns single rows with their slice, rows that stand
+            there twice at the end.
+        ObjectChangedError: it was replaced since it was opened (see ``pinned.undisturbed``).
+    """
+
+    root: str
+    _source: ParquetSource
+    _without: frozenset[str]
+
+    @classmethod
+    def open(
+        cls,
+        uri: str | os.PathLike[str],
+        *,
+        without: Collection[str] = (),
+        options: StorageOptions = DEFAULT_OPTIONS,
+    ) -> ManifestSlices:
+        """The manifest at ``uri`` as it is now, ``without`` some columns."""
+        root = storage.normalise_uri(uri)
+        return cls(root, _open(root, options), frozenset(without))
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        present = _columns(self._source, self.root)
+        wanted = [name for name in present if name not in self._without]
+        seen: list[Any] = []
+        for rows in self._source.slices(wanted, _SLICE_ROWS):
+            table = _conform(rows, self.root)
+            check_manifest(table, self.root)
+            seen.append(digests(table["key"].to_pylist(), table["segment"].to_pylist()))
+            yield table.select([name for name in table.column_names if name not in self._without])
+        if seen and len(np.unique(np.concatenate(seen))) < sum(map(len, seen)):
+            identity = [name for name in present if name in ("key", "segment")]
+            _check_unique(self._source.read(identity), self.root)
+
+
+def _columns(source: ParquetSource, root: str) -> list[str]:
+    """All columns of the file or files; those of a manifest must be among them."""
     names = list(source.schema.names)
     missing = [name for name in REQUIRED if name not in names]
     if missing:
@@ -181,10 +230,7 @@ def _read(
             f"{root} is not a manifest: it lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}\n"
             f"make one with: tubelet index SRC --out {root}"
         )
-    wanted = [name for name in names if (columns is None or name in columns) and name not in without]
-    table = _conform(source.read(wanted), root)
-    check_manifest(table, root)
-    return table
+    return names
 
 
 def made_from(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> dict[str, Any]:
@@ -212,7 +258,7 @@ def _open(root: str, options: StorageOptions) -> ParquetSource:
         place = root
         filesystem, path = storage.filesystem(place, options)
         dataset = ds.dataset(path, filesystem=filesystem, format="parquet")
-        return ParquetSource(dataset.schema, lambda columns: dataset.to_table(columns=columns))
+        return ParquetSource.of_dataset(dataset)
     except storage.ObjectChangedError:
         raise
     except (pa.ArrowInvalid, OSError) as error:
@@ -261,10 +307,14 @@ def check_manifest(table: pa.Table, name: str) -> None:
                 f"{name}: status is {sorted(odd)[0]!r} in some rows; it may be {', '.join(STATUSES)}"
             )
     if {"key", "segment"} <= present:
-        counts = table.select(["key", "segment"]).group_by(["key", "segment"]).aggregate([([], "count_all")])
-        twice = counts.filter(pc.greater(counts.column("count_all"), 1))
-        if twice.num_rows:
-            raise UserError(f"{name}: {twice.num_rows} keys stand there twice, for example {twice['key'][0]}")
+        _check_unique(table.select(["key", "segment"]), name)
+
+
+def _check_unique(identity: pa.Table, name: str) -> None:
+    counts = identity.group_by(identity.column_names).aggregate([([], "count_all")])
+    twice = counts.filter(pc.greater(counts.column("count_all"), 1))
+    if twice.num_rows:
+        raise UserError(f"{name}: {twice.num_rows} keys stand there twice, for example {twice['key'][0]}")
 
 
 def is_label_column(name: str) -> bool:
@@ -276,103 +326,3 @@ def label_columns(table: pa.Table | pa.Schema) -> list[str]:
     """The label columns, ``label`` first."""
     names = table.column_names if isinstance(table, pa.Table) else table.names
     return sorted((n for n in names if is_label_column(n)), key=lambda n: (n != "label", n))
-
-
-def _has_label(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_list(column.type):
-        return pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0)
-    return pc.is_valid(column)
-
-
-def select(
-    manifest: pa.Table | str | os.PathLike[str],
-    split: str | None = None,
-    *,
-    labelled: bool | None = None,
-    head: str = "label",
-    status: str | None = "ok",
-    required: bool = False,
-) -> pa.Table:
-    """The rows of a split that have (``labelled=True``) or lack (``False``) a label.
-
-    Args:
-        head: the label column that ``labelled`` looks at.
-        status: rows of this status only; None: of any.
-        required: an empty result is an error.
-
-    Raises:
-        UserError: the head does not exist; ``required`` and nothing is left (says what there is).
-    """
-    table = manifest if isinstance(manifest, pa.Table) else read_manifest(manifest)
-    if head not in table.column_names:
-        raise UserError(f"the manifest has no labels {head!r}; it has {', '.join(label_columns(table))}")
-    keep = pc.is_valid(table.column("key"))
-    if status is not None:
-        keep = pc.and_(keep, pc.equal(table.column("status"), status))
-    usable = table.filter(keep)
-    if split is not None:
-        keep = pc.and_(keep, pc.fill_null(pc.equal(table.column("split"), split), False))
-    if labelled is not None:
-        has = _has_label(table.column(head))
-        keep = pc.and_(keep, has if labelled else pc.invert(has))
-    chosen = table.filter(keep)
-    if required and not chosen.num_rows:
-        raise _nothing_left(usable, split, labelled, head)
-    return chosen
-
-
-def _nothing_left(usable: pa.Table, split: str | None, labelled: bool | None, head: str) -> UserError:
-    kind = {None: "usable", True: "labelled", False: "unlabelled"}[labelled]
-    if labelled and not pc.any(_has_label(usable.column(head))).as_py():
-        return UserError(
-            f"none of the {usable.num_rows} usable videos has a label in {head!r}\n"
-            "index again with --labels FILE, or --labels folders where each class has a folder"
-        )
-    where = "" if split is None else f" in split {split!r}"
-    counts = ", ".join(f"{name} {count}" for name, count in split_counts(usable, head, labelled).items())
-    return UserError(f"there are no {kind} videos{where}; the splits hold: {counts or 'nothing'}")
-
-
-def split_counts(table: pa.Table, head: str = "label", labelled: bool | None = None) -> dict[str, int]:
-    """Rows by split (``none`` where there is no split), sorted by name."""
-    if labelled is not None:
-        has = _has_label(table.column(head))
-        table = table.filter(has if labelled else pc.invert(has))
-    counts = pc.value_counts(pc.fill_null(table.column("split"), "none")).to_pylist()
-    return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: item["values"])}
-
-
-def class_names(table: pa.Table, head: str = "label", *, at_least: int = 0) -> list[str]:
-    """The distinct labels of ``head`` in sorted order.
-
-    Args:
-        at_least: fewer classes than this are an error (2 for training).
-
-    Raises:
-        UserError: too few classes; the message names what there is.
-    """
-    column = table.column(head)
-    values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
-    names = sorted(str(value) for value in pc.unique(values).to_pylist() if value is not None)
-    if not names and at_least:
-        raise UserError(f"no video has a label in {head!r}: index with --labels FILE, or --labels folders")
-    if len(names) < at_least:
-        raise UserError(
-            f"all labelled videos have the one class {names[0]!r} in {head!r}: nothing to tell apart\n"
-            "label videos of another class too, and index again with --labels"
-        )
-    return names
-
-
-def fingerprint(table: pa.Table) -> str:
-    """32 hexadecimal digits that change with any object, label or split, whatever the order of the rows."""
-    heads = label_columns(table)
-    digest = hashlib.blake2b(json.dumps(heads).encode(), digest_size=16)
-    rows = table.select(["key", "segment", "etag", *heads, "split", "status"])
-    order = pc.sort_indices(rows, sort_keys=[("key", "ascending"), ("segment", "ascending")])
-    for first in range(0, len(order), _HASHED_ROWS):
-        *columns, status = (c.to_pylist() for c in rows.take(order.slice(first, _HASHED_ROWS)).columns)
-        for row, state in zip(zip(*columns, strict=True), status, strict=True):
-            if state != "gone":
-                digest.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
-    return digest.hexdigest()

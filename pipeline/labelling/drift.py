@@ -8,7 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.config import UserError
-from pipeline.corpus import manifest
+from pipeline.corpus.manifest import ManifestSlices
+from pipeline.corpus.pinned import undisturbed
+from pipeline.corpus.selection import label_values, select
 from pipeline.models import ModelBundle
 
 
@@ -39,13 +41,21 @@ def expectation(bundle: ModelBundle) -> Expectation | None:
         return None
     head = next(iter(bundle.labels))
     with suppress(UserError, OSError):
-        rows = manifest.read_manifest(source)
-        for split in ("val", "test"):
-            labels = Counter(manifest.select(rows, split, labelled=True, head=head)[head].to_pylist())
+        for split, labels in undisturbed(lambda: _labels(source, head)).items():
             if labels:
                 share = {name: count / labels.total() for name, count in labels.items()}
                 return Expectation(share, None, f"split {split!r} of {source}")
     return None
+
+
+def _labels(manifest: str, head: str) -> dict[str, Counter[str]]:
+    """How often each label stands in the splits that validate."""
+    found: dict[str, Counter[str]] = {"val": Counter(), "test": Counter()}
+    for rows in ManifestSlices.open(manifest, without=("keyframes_s",)):
+        for split, labels in found.items():
+            chosen = select(rows, split, labelled=True, head=head)
+            labels.update(label_values(chosen, head).to_pylist())
+    return found
 
 
 def total_variation(found: Mapping[str, float], expected: Mapping[str, float]) -> float:

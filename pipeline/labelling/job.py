@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,15 +15,17 @@ from pydantic import Field, model_validator
 
 from pipeline.config import Settings, UserError
 from pipeline.corpus import storage
+from pipeline.corpus.fingerprint import Fingerprint
 from pipeline.corpus.index import IndexConfig, index_corpus
 from pipeline.corpus.lock import OutputLock
-from pipeline.corpus.manifest import fingerprint, is_manifest, read_manifest
+from pipeline.corpus.manifest import ManifestSlices, is_manifest, read_manifest
+from pipeline.corpus.pinned import undisturbed
 from pipeline.corpus.storage import StorageOptions
 from pipeline.labelling.bundles import Answers, LoadedModels, row_shape, ship
 from pipeline.labelling.export import check_target, export
 from pipeline.labelling.guard import WINDOW, ErrorGuard, too_many_errors
 from pipeline.labelling.output import OutputFiles, claim
-from pipeline.labelling.plan import MAX_MODELS, Plan, Shard, encode_requests, make_plan, read_requests
+from pipeline.labelling.plan import MAX_MODELS, Plan, Shard, encode_requests, make_plan, read_shard
 from pipeline.labelling.report import Report, Summary, Tally, summarise
 from pipeline.labelling.review import ReviewConfig, review
 from pipeline.labelling.schema import ERROR, EmbeddingType, table_of
@@ -122,31 +123,40 @@ class LabelJob:
         """Everything before the first video: manifest, models, outputs, plan."""
         config = self.config
         models = LoadedModels.load(config.models, config.tracking_uri, self.options)
-        manifest = self._manifest()
+        source = self._manifest()
         answers = Answers(config.topk, config.scores, config.embeddings)
         root = OutputFiles(self.out, self.options, check_owner)
         sampling = [_sampling(models, number, config) for number in range(len(models.bundles))]
         outputs = [OutputFiles(uri, self.options, check_owner) for uri in self._sub_outputs(models)]
-        sinks = []
-        for number, files in enumerate(outputs):
-            bundle = models.bundles[number]
-            claim(files, _description(config, bundle, sampling[number]), new_version=config.new_version)
-            sinks.append(PredictionSink(files, row_shape(bundle, answers).schema()))
-        plan = make_plan(
-            manifest,
-            [sink.published for sink in sinks],
-            root,
-            "_plan",
-            windows=config.windows,
-            retry_errors=config.retry_errors,
-        )
-        found = fingerprint(manifest)
-        # The manifest was the largest thing that the driver holds in its life; Arrow would keep its pages.
-        del manifest
-        pa.default_memory_pool().release_unused()
-        return Prepared(models, sampling, answers, root, sinks, plan, found)
 
-    def _manifest(self) -> pa.Table:
+        def planned() -> Prepared:
+            manifest = ManifestSlices.open(source, without=_NOT_NEEDED, options=self.options)
+            found = self._checked(manifest)
+            sinks = []
+            for number, files in enumerate(outputs):
+                bundle = models.bundles[number]
+                claim(files, _description(config, bundle, sampling[number]), new_version=config.new_version)
+                sinks.append(PredictionSink(files, row_shape(bundle, answers).schema()))
+            published, windows = [sink.published for sink in sinks], config.windows
+            plan = make_plan(
+                manifest, published, root, "_plan", windows=windows, retry_errors=config.retry_errors
+            )
+            return Prepared(models, sampling, answers, root, sinks, plan, found)
+
+        return undisturbed(planned)
+
+    def _checked(self, manifest: ManifestSlices) -> str:
+        """Go over all rows before the output is touched; returns their fingerprint."""
+        found, rows = Fingerprint(), 0
+        for table in manifest:
+            rows += table.num_rows
+            found.add(table)
+        if not rows:
+            raise UserError(f"{self.config.source} holds no videos: check the path and --include")
+        return found.hexdigest()
+
+    def _manifest(self) -> str:
+        """Where the manifest lies; made first where the source is a bucket or a folder."""
         source = self.config.source
         if not is_manifest(source, self.options):
             made = storage.join(self.out, "_manifest")
@@ -160,10 +170,7 @@ class LabelJob:
             raise UserError(
                 "--include selects from a bucket or folder; a manifest already says what there is"
             )
-        table = read_manifest(source, without=_NOT_NEEDED, options=self.options)
-        if not table.num_rows:
-            raise UserError(f"{self.config.source} holds no videos: check the path and --include")
-        return table
+        return source
 
     def _sub_outputs(self, models: LoadedModels) -> list[str]:
         if len(models.bundles) == 1:
@@ -273,7 +280,7 @@ class Run:
         root = self.prepared.root
         rows: list[dict[str, Any]] = []
         for shard in self.prepared.plan.shards:
-            for row in read_requests(root.read(shard.name)).to_pylist():
+            for row in read_shard(root.read(shard.name)).to_pylist():
                 if row["request"] in self._again:
                     rows.append(row | {"models": self._again[row["request"]]})
         root.write(_AGAIN, encode_requests(rows))
@@ -281,30 +288,32 @@ class Run:
 
     def _check_known_errors(self) -> None:
         plan, limit = self.prepared.plan, self.config.max_error_rate
-        known = plan.known_errors
-        if plan.work >= WINDOW and len(known) > limit * plan.work:
-            reasons = Counter(str(row["error_code"]) for row in known)
-            examples = {str(row["error_code"]): str(row["error"]) for row in reversed(known)}
-            raise too_many_errors(len(known), plan.work, reasons, examples, limit)
+        known = plan.reasons.total()
+        if plan.work >= WINDOW and known > limit * plan.work:
+            raise too_many_errors(known, plan.work, plan.reasons, plan.examples, limit)
 
     def _publish_known_errors(self) -> None:
         """Rows for what the index already found broken: no need to fetch it again."""
-        for number, sink in enumerate(self.prepared.sinks):
-            bundle = self.prepared.models.bundles[number]
-            origin = {"views": 0, "model": bundle.identity, "sampling": self.prepared.sampling[number]}
-            rows = [row | origin for row in self.prepared.plan.known_errors if row["models"] >> number & 1]
-            if rows:
-                table = table_of(rows, sink.schema)
-                sink.add(table)
-                self.report.add(number, table)
+        prepared = self.prepared
+        for shard in prepared.plan.known_errors:
+            known = read_shard(prepared.root.read(shard.name)).to_pylist()
+            for number, sink in enumerate(prepared.sinks):
+                model = prepared.models.bundles[number].identity
+                origin = {"views": 0, "model": model, "sampling": prepared.sampling[number]}
+                rows = [row | origin for row in known if row["models"] >> number & 1]
+                if rows:
+                    table = table_of(rows, sink.schema)
+                    sink.add(table)
+                    self.report.add(number, table)
 
     def _after(self) -> None:
         """Everything is published; what follows from it, and the summary."""
         if self.config.windows is not None:
             for sink in self.prepared.sinks:
                 write_intervals(sink.files)
-        for shard in [*self.prepared.plan.shards, Shard(_AGAIN, 0)]:
-            storage.delete(self.prepared.root.path(shard.name), self.prepared.root.options)
+        root, plan = self.prepared.root, self.prepared.plan
+        for shard in [*plan.shards, *plan.known_errors, Shard(_AGAIN, 0)]:
+            storage.delete(root.path(shard.name), root.options)
         self.report.finish()
         self._make_page()
         tally = self.report.tallies[0]

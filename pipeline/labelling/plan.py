@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.corpus.digests import digests
 from pipeline.labelling.output import OutputFiles
 from pipeline.labelling.published import Published
-from pipeline.labelling.schema import digests
 from pipeline.labelling.windows import Windows
 
 REQUEST_SCHEMA = pa.schema(
@@ -28,6 +29,21 @@ REQUEST_SCHEMA = pa.schema(
         ("start_s", pa.float64()),  # NaN: the whole video
         ("end_s", pa.float64()),
         ("models", pa.int64()),  # bit m: model number m has no row of this content yet
+    ]
+)
+# Rows for what the index found broken: no worker sees them.
+_KNOWN_ERROR_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("etag", pa.string()),
+        ("window", pa.int32()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("models", pa.int64()),
+        ("status", pa.string()),
+        ("error_code", pa.string()),
+        ("error", pa.string()),
     ]
 )
 MANIFEST_COLUMNS = [
@@ -69,8 +85,8 @@ class Plan:
         objects: objects of the manifest (without those that are gone).
         rows: rows that the output will hold for them, by model.
         already_done, already_failed: of these, published before, by model; and errors among them.
-        known_errors: tables of manifest rows that the index found broken, still to be published, with
-            ``models``.
+        known_errors: files of rows that the index found broken, still to be published, with ``models``.
+        reasons, examples: these by error code, and one message of each.
         largest_pixels: pixels of the largest picture among the requests (0: not known).
     """
 
@@ -80,17 +96,19 @@ class Plan:
     rows: int = 0
     already_done: list[int] = field(default_factory=list)
     already_failed: list[int] = field(default_factory=list)
-    known_errors: list[dict[str, Any]] = field(default_factory=list)
+    known_errors: list[Shard] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
     largest_pixels: int = 0
 
     @property
     def work(self) -> int:
         """Rows to make in this run (one for all models together)."""
-        return self.requests + len(self.known_errors)
+        return self.requests + self.reasons.total()
 
 
 def make_plan(
-    manifest: pa.Table,
+    manifest: Iterable[pa.Table],
     published: Sequence[Published],
     files: OutputFiles,
     folder: str,
@@ -98,36 +116,49 @@ def make_plan(
     windows: Windows | None = None,
     retry_errors: bool = False,
 ) -> Plan:
-    """Compare ``manifest`` with what each model's output holds; write the requests below ``folder``.
+    """Compare ``manifest`` (in slices) with what each model's output holds; write the requests below
+    ``folder``.
 
     The plan goes through the store and not through Ray's, so that neither the driver nor the object store
     holds a corpus of any size.
     """
     plan = Plan(already_done=[0] * len(published), already_failed=[0] * len(published))
     keys: list[npt.NDArray[np.uint64]] = []
-    shard: list[dict[str, Any]] = []
+    requests: list[dict[str, Any]] = []
+    errors: list[dict[str, Any]] = []
     for rows in _slices(manifest):
         candidates = list(_candidates(rows, windows))
         keys.append(np.unique(digests([row["key"] for row in candidates])))
         for row in _left(candidates, published, plan, retry_errors):
             if row["status"] == "error":
-                plan.known_errors.append(row)
+                _note_error(plan, row)
+                errors.append(row)
+                if len(errors) >= _SHARD_ROWS:
+                    _write_errors(plan, errors, files, folder)
                 continue
             row["request"] = plan.requests
             plan.requests += 1
             plan.largest_pixels = max(plan.largest_pixels, (row["width"] or 0) * (row["height"] or 0))
-            shard.append(row)
-            if len(shard) >= _SHARD_ROWS:
-                _write_shard(plan, shard, files, folder)
-    _write_shard(plan, shard, files, folder)
+            requests.append(row)
+            if len(requests) >= _SHARD_ROWS:
+                _write_requests(plan, requests, files, folder)
+    _write_requests(plan, requests, files, folder)
+    _write_errors(plan, errors, files, folder)
     plan.objects = len(np.unique(np.concatenate(keys))) if keys else 0
     return plan
 
 
-def _slices(manifest: pa.Table) -> Iterator[list[dict[str, Any]]]:
-    columns = [name for name in MANIFEST_COLUMNS if name in manifest.column_names]
-    for batch in manifest.select(columns).to_batches(max_chunksize=_SHARD_ROWS):
-        yield batch.to_pylist()
+def _slices(manifest: Iterable[pa.Table]) -> Iterator[list[dict[str, Any]]]:
+    for table in manifest:
+        columns = [name for name in MANIFEST_COLUMNS if name in table.column_names]
+        for batch in table.select(columns).to_batches(max_chunksize=_SHARD_ROWS):
+            yield batch.to_pylist()
+
+
+def _note_error(plan: Plan, row: Mapping[str, Any]) -> None:
+    code = str(row["error_code"])
+    plan.reasons[code] += 1
+    plan.examples.setdefault(code, str(row["error"]))
 
 
 def _candidates(rows: list[dict[str, Any]], windows: Windows | None) -> Iterator[dict[str, Any]]:
@@ -165,13 +196,22 @@ def _left(
             yield row | {"models": models}
 
 
-def _write_shard(plan: Plan, shard: list[dict[str, Any]], files: OutputFiles, folder: str) -> None:
-    if not shard:
+def _write_requests(plan: Plan, rows: list[dict[str, Any]], files: OutputFiles, folder: str) -> None:
+    if not rows:
         return
     name = f"{folder}/shard-{len(plan.shards):06d}.parquet"
-    files.write(name, encode_requests(shard))
-    plan.shards.append(Shard(name, len(shard)))
-    shard.clear()
+    files.write(name, encode_requests(rows))
+    plan.shards.append(Shard(name, len(rows)))
+    rows.clear()
+
+
+def _write_errors(plan: Plan, rows: list[dict[str, Any]], files: OutputFiles, folder: str) -> None:
+    if not rows:
+        return
+    name = f"{folder}/errors-{len(plan.known_errors):06d}.parquet"
+    files.write(name, _encode(pa.Table.from_pylist(rows, schema=_KNOWN_ERROR_SCHEMA)))
+    plan.known_errors.append(Shard(name, len(rows)))
+    rows.clear()
 
 
 def encode_requests(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -179,13 +219,17 @@ def encode_requests(rows: Sequence[Mapping[str, Any]]) -> bytes:
     columns = {name: [row[name] for row in rows] for name in REQUEST_SCHEMA.names}
     for name in ("start_s", "end_s"):
         columns[name] = [float("nan") if value is None else value for value in columns[name]]
+    return _encode(pa.table(columns, schema=REQUEST_SCHEMA))
+
+
+def _encode(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=REQUEST_SCHEMA), buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 
-def read_requests(data: bytes) -> pa.Table:
-    """The inverse of :func:`encode_requests`."""
+def read_shard(data: bytes) -> pa.Table:
+    """The rows of one of a plan's files."""
     return pq.read_table(io.BytesIO(data))
 
 
@@ -201,7 +245,7 @@ class ShardReader:
         """Rows ``first`` to ``first + count`` of the shard ``name``."""
         if name != self._name:
             data = OutputFiles(self._uri, self._options).read(name)
-            self._name, self._shard = name, read_requests(data)
+            self._name, self._shard = name, read_shard(data)
         return self._shard.slice(first, count)
 
 

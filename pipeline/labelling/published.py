@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.labelling.schema import ERROR, digests
+from pipeline.corpus.digests import digests
+from pipeline.labelling.schema import ERROR
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -33,13 +35,13 @@ class Published:
     parts: npt.NDArray[np.int32]
 
     @classmethod
-    def of(cls, parts: dict[int, pa.Table]) -> Published:
-        """Index part tables (they need :data:`INDEX_COLUMNS`) by part number."""
-        if not parts:
+    def of(cls, parts: Iterable[tuple[int, pa.Table]]) -> Published:
+        """Index numbered part tables (they need :data:`INDEX_COLUMNS`), one after the other."""
+        columns = [_index_part(number, table) for number, table in parts]
+        if not columns:
             return cls(
                 np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.bool_), np.empty(0, np.int32)
             )
-        columns = [_index_part(number, table) for number, table in parts.items()]
         places, contents, failed, numbers = (np.concatenate(column) for column in zip(*columns, strict=True))
         order = np.argsort(places, kind="stable")
         return cls(places[order], contents[order], failed[order], numbers[order])

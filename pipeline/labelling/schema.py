@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -90,15 +89,3 @@ def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         nothing = np.full(kind.list_size, np.nan, width)
         values = [nothing if value is None else np.asarray(value, width) for value in values]
     return pa.array(values, kind)
-
-
-def digests(*columns: Iterable[object]) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """A 64-bit content hash of each row of ``columns`` (uint64 ``(rows,)``).
-
-    Ten million rows collide with probability 3e-6, and 8 bytes a row keep the driver's memory flat.
-    """
-    joined = (
-        "\x00".join(map(str, row)).encode("utf-8", "surrogatepass") for row in zip(*columns, strict=True)
-    )
-    data = b"".join(hashlib.blake2b(item, digest_size=8).digest() for item in joined)
-    return np.frombuffer(data, dtype=np.uint64)

@@ -34,9 +34,9 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.corpus.digests import digests
 from pipeline.labelling.output import OutputFiles
 from pipeline.labelling.published import INDEX_COLUMNS, Published
-from pipeline.labelling.schema import digests
 
 _PART = re.compile(r"part-(\d{8})\.parquet")
 _PART_ID = b"tubelet.part"
@@ -86,7 +86,7 @@ class PredictionSink:
 
     def __init__(self, files: OutputFiles, schema: pa.Schema, limits: SinkLimits | None = None) -> None:
         self.files, self.schema, self.limits = files, schema, limits or SinkLimits()
-        self.published = Published.of({})
+        self.published = Published.of([])
         self.rows_published = 0
         self._gathered: list[pa.Table] = []
         self._started_s = self._written_s = time.monotonic()
@@ -97,7 +97,7 @@ class PredictionSink:
         """Read again what the root holds."""
         numbers = part_numbers(self.files.names())
         self.published = Published.of(
-            {n: self.files.read_table(part_name(n), INDEX_COLUMNS) for n in numbers}
+            (n, self.files.read_table(part_name(n), INDEX_COLUMNS)) for n in numbers
         )
         self._next = numbers[-1] + 1 if numbers else 0
 

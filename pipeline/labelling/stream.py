@@ -37,8 +37,9 @@ _PICTURES = 24
 _BLOCK_BYTES = 32 << 20
 # Requests a task decodes: with a killed worker at most this many are decoded twice.
 _TASK_ROWS = 64
-# Tasks of a job: each costs the driver a few kilobytes, whatever the corpus.
-_MOST_TASKS = 20_000
+# Tasks of a job, unless there are more decoders than this feeds: each costs the driver 5 KiB.
+_MOST_TASKS = 4_000
+_TASKS_A_DECODER = 16
 # Other resources than the decoders', or Ray Data might fuse the two stages into one actor.
 _PREDICTOR_CPUS = 0.2
 
@@ -108,8 +109,9 @@ def _memory_bytes(decode: DecodeJob, largest_pixels: int) -> int:
 
 def _task_rows(requests: int, decoders: int) -> int:
     """Enough tasks to spread evenly and to lose little with a killed one, but no endless list of them."""
-    even = min(_TASK_ROWS, math.ceil(requests / (decoders * 16)))
-    return max(1, even, math.ceil(requests / _MOST_TASKS))
+    enough = _TASKS_A_DECODER * decoders
+    even = min(_TASK_ROWS, math.ceil(requests / enough))
+    return max(1, even, math.ceil(requests / max(_MOST_TASKS, enough)))
 
 
 def label_stream(
@@ -124,7 +126,8 @@ def label_stream(
     """A lazy dataset of ``model, table`` cells (see :class:`Predictor`), in any order."""
     _prepare(decode)
     tasks = [pa.table({k: [v] for k, v in task.items()}) for task in slices(shards, layout.task_rows)]
-    requests, plan = ray.data.from_arrow(tasks), ShardReader(files)
+    # Not from_arrow: to learn each schema it runs a task, 5 ms and 40 KiB of the driver's memory.
+    requests, plan = ray.data.from_blocks(tasks), ShardReader(files)
     options = {
         "batch_size": None,
         "num_cpus": layout.decoder_cpus,

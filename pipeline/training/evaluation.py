@@ -24,7 +24,7 @@ from pipeline.clips import Batch, ClipDecoder
 from pipeline.clips.ablate import Ablation, ablate
 from pipeline.clips.plan import REFERENCE
 from pipeline.config import UserError
-from pipeline.corpus.manifest import class_names, select
+from pipeline.corpus.selection import class_names, select
 from pipeline.corpus.storage import StorageOptions
 from pipeline.models import ModelBundle
 from pipeline.training.metrics import (
@@ -215,7 +215,7 @@ def _graph(bundle: ModelBundle, rows: pa.Table, config: EvaluationConfig) -> Dat
     }
     workers = config.workers or max(1, cpus - 1 if gpus else min(cpus, os.cpu_count() or 1))
     size = _block_rows(bundle, config, len(rows), workers)
-    blocks = ray.data.from_arrow([requests.slice(start, size) for start in range(0, len(rows), size)])
+    blocks = ray.data.from_blocks([requests.slice(start, size) for start in range(0, len(rows), size)])
     model, ablation = ray.put(bundle), (config.ablation, config.seed)
     if not gpus:
         return blocks.map_batches(

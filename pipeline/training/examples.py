@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from pipeline.clips.plan import REFERENCE
 from pipeline.config import UserError
-from pipeline.corpus.manifest import class_names, fingerprint, select
+from pipeline.corpus.fingerprint import fingerprint
+from pipeline.corpus.selection import class_names, select
 
 Targets = dict[str, npt.NDArray[Any]]
 

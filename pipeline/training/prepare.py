@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from pipeline.clips import ClipSpec
 from pipeline.config import UserError
 from pipeline.corpus import storage
-from pipeline.corpus.manifest import read_manifest, select
+from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.selection import select
 from pipeline.corpus.storage import StorageOptions
 from pipeline.training.examples import Examples, load_examples
 from pipeline.training.recipe import Recipe

@@ -19,18 +19,12 @@ from support import SHARED, S3Bucket
 
 from pipeline.config import UserError
 from pipeline.corpus import storage
+from pipeline.corpus.fingerprint import fingerprint
 from pipeline.corpus.index import IndexConfig, IndexSummary, index_corpus
 from pipeline.corpus.local_s3 import LocalS3
 from pipeline.corpus.lock import OutputLock
-from pipeline.corpus.manifest import (
-    SCHEMA,
-    class_names,
-    fingerprint,
-    key_of,
-    manifest_file,
-    read_manifest,
-    select,
-)
+from pipeline.corpus.manifest import SCHEMA, key_of, manifest_file, read_manifest
+from pipeline.corpus.selection import class_names, select
 
 
 def _index(src: str, out: str, **settings: Any) -> IndexSummary:

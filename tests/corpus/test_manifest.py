@@ -12,18 +12,18 @@ import pytest
 
 from pipeline.config import UserError
 from pipeline.corpus import storage
+from pipeline.corpus.fingerprint import Fingerprint, fingerprint
 from pipeline.corpus.manifest import (
     SCHEMA,
     Manifest,
-    class_names,
-    fingerprint,
+    ManifestSlices,
     is_manifest,
     key_of,
     read_manifest,
     schema_with,
-    select,
     write_manifest,
 )
+from pipeline.corpus.selection import class_names, select
 
 
 def _table(**columns: Any) -> pa.Table:
@@ -127,6 +127,45 @@ def test_rows_that_break_the_rules(tmp_path: Path, columns: dict[str, Any], said
         read_manifest(tmp_path / "m.parquet")
     with pytest.raises(UserError, match=said):
         write_manifest(_table(**columns), tmp_path / "other")
+
+
+def _numbered(count: int) -> pa.Table:
+    paths = [f"{i}.mp4" for i in range(count)]
+    table = _table().take([i % 8 for i in range(count)])
+    for name, values in {"key": map(key_of, paths), "path": paths}.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(list(values)))
+    return table
+
+
+def test_slices_are_the_whole(root: str) -> None:
+    """One file, or a folder of files that another tool wrote."""
+    import pyarrow.parquet as pq
+
+    table = _numbered(10_000)
+    write_manifest(table, f"{root}/m")
+    for part in (table.slice(0, 6_000), table.slice(6_000)):
+        filesystem, path = storage.filesystem(f"{root}/parts/{part.num_rows}.parquet")
+        filesystem.create_dir(path.rpartition("/")[0])
+        pq.write_table(part, path, filesystem=filesystem)
+    for name in ("m", "parts"):
+        slices = ManifestSlices.open(f"{root}/{name}", without=("keyframes_s",))
+        found = list(slices)
+        assert max(part.num_rows for part in found) <= 4096
+        whole = pa.concat_tables(found)
+        assert whole.sort_by("key").equals(table.drop_columns(["keyframes_s"]).sort_by("key"))
+        added = Fingerprint()
+        for part in slices:  # a second time
+            added.add(part)
+        assert added.hexdigest() == fingerprint(table)
+
+
+def test_slices_find_rows_that_stand_twice_far_apart(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    table = pa.concat_tables([_numbered(9_000), _numbered(1)])
+    pq.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(UserError, match=f"1 keys stand there twice, for example {key_of('0.mp4')}"):
+        list(ManifestSlices.open(tmp_path / "m.parquet"))
 
 
 def test_select_by_split_label_and_status() -> None:

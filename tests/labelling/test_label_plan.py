@@ -13,7 +13,7 @@ from pipeline.config import UserError, load_settings
 from pipeline.corpus.manifest import SCHEMA, key_of
 from pipeline.labelling.guard import ErrorGuard
 from pipeline.labelling.output import OutputFiles
-from pipeline.labelling.plan import Plan, make_plan, read_requests
+from pipeline.labelling.plan import Plan, make_plan, read_shard
 from pipeline.labelling.published import Published
 from pipeline.labelling.schema import RowShape, table_of
 from pipeline.labelling.windows import Windows, intervals_table, merge_windows, seconds
@@ -29,11 +29,11 @@ def manifest_of(*rows: dict[str, Any]) -> pa.Table:
 
 
 def published_of(rows: list[dict[str, Any]]) -> Published:
-    return Published.of({0: table_of(rows, RowShape().schema())})
+    return Published.of([(0, table_of(rows, RowShape().schema()))])
 
 
 def requests_of(plan: Plan, files: OutputFiles) -> list[dict[str, Any]]:
-    return [row for shard in plan.shards for row in read_requests(files.read(shard.name)).to_pylist()]
+    return [row for shard in plan.shards for row in read_shard(files.read(shard.name)).to_pylist()]
 
 
 @pytest.fixture
@@ -50,15 +50,19 @@ def test_only_new_and_changed_objects_are_left(files: OutputFiles) -> None:
             {"key": keys[1], "window": 0, "etag": "older", "status": "ok"},
         ]
     )
-    plan = make_plan(manifest, [published], files, "_plan")
+    plan = make_plan([manifest], [published], files, "_plan")
     assert [row["key"] for row in requests_of(plan, files)] == keys[1:3]
     assert (plan.objects, plan.requests, plan.already_done) == (3, 2, [1])
 
 
 def test_errors_of_the_index_are_not_fetched_again(files: OutputFiles) -> None:
     manifest = manifest_of({}, {"status": "error", "error_code": "open_error", "error": "no video"})
-    plan = make_plan(manifest, [Published.of({})], files, "_plan")
-    assert (plan.requests, [row["error_code"] for row in plan.known_errors]) == (1, ["open_error"])
+    plan = make_plan([manifest], [Published.of([])], files, "_plan")
+    (errors,) = plan.known_errors
+    assert read_shard(files.read(errors.name)).select(["error_code", "start_s", "models"]).to_pylist() == [
+        {"error_code": "open_error", "start_s": None, "models": 1}
+    ]
+    assert (plan.requests, plan.reasons, plan.examples) == (1, {"open_error": 1}, {"open_error": "no video"})
 
 
 def test_each_model_gets_what_it_lacks(files: OutputFiles) -> None:
@@ -67,7 +71,7 @@ def test_each_model_gets_what_it_lacks(files: OutputFiles) -> None:
         {"key": key, "window": 0, "etag": f"e{i}", "status": "ok"}
         for i, key in enumerate(manifest["key"].to_pylist())
     ]
-    plan = make_plan(manifest, [published_of(rows[:2]), published_of(rows[:1])], files, "_plan")
+    plan = make_plan([manifest], [published_of(rows[:2]), published_of(rows[:1])], files, "_plan")
     assert [row["models"] for row in requests_of(plan, files)] == [0b10, 0b11]
     assert plan.already_done == [2, 1]
 
@@ -78,7 +82,7 @@ def test_segments_are_windows_of_their_object(files: OutputFiles) -> None:
         {"key": key, "segment": 0, "clip_start_s": 0.0, "clip_end_s": 2.0},
         {"key": key, "segment": 1, "clip_start_s": 2.0, "clip_end_s": 5.0},
     )
-    plan = make_plan(manifest, [Published.of({})], files, "_plan")
+    plan = make_plan([manifest], [Published.of([])], files, "_plan")
     assert [(r["window"], r["start_s"], r["end_s"]) for r in requests_of(plan, files)] == [
         (0, 0.0, 2.0),
         (1, 2.0, 5.0),
@@ -88,7 +92,7 @@ def test_segments_are_windows_of_their_object(files: OutputFiles) -> None:
 
 def test_large_plans_are_cut_into_shards(files: OutputFiles) -> None:
     manifest = manifest_of(*({} for _ in range(9000)))
-    plan = make_plan(manifest, [Published.of({})], files, "_plan")
+    plan = make_plan([manifest], [Published.of([])], files, "_plan")
     assert len(plan.shards) == 3
     assert [row["request"] for row in requests_of(plan, files)] == list(range(9000))
 

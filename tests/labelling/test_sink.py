@@ -15,9 +15,10 @@ from labelling_support import assert_one_row_each, read_rows, read_with_duckdb
 from support import S3Bucket
 
 from pipeline.config import UserError
+from pipeline.corpus.digests import digests
 from pipeline.labelling.output import OutputFiles, claim
 from pipeline.labelling.published import Published
-from pipeline.labelling.schema import RowShape, digests, table_of
+from pipeline.labelling.schema import RowShape, table_of
 from pipeline.labelling.sink import PredictionSink, SinkLimits
 
 SCHEMA = RowShape().schema()
@@ -212,6 +213,6 @@ def test_reader_sees_every_place_once_while_writers_are_killed(tmp_path: Path) -
 
 
 def test_index_of_nothing() -> None:
-    published = Published.of({})
+    published = Published.of([])
     assert published.locate(digests(["a"], [0])).tolist() == [-1]
     assert not published.is_done(digests(["a"], [0]), digests(["x"]), retry_errors=False).any()

@@ -19,7 +19,8 @@ from pipeline.clips import ClipDecoder, ClipSpec
 from pipeline.clips.ablate import ablate
 from pipeline.config import UserError
 from pipeline.corpus import storage
-from pipeline.corpus.manifest import read_manifest, select, write_manifest
+from pipeline.corpus.manifest import read_manifest, write_manifest
+from pipeline.corpus.selection import select
 from pipeline.models import ModelBundle
 from pipeline.training.evaluation import EvaluationConfig, evaluate_model
 from pipeline.vivit import ViViT, ViViTConfig
