@@ -18,7 +18,7 @@ from pipeline.video.errors import ClipError, DecodeError
 from pipeline.video.framing import Box, Placement, ShortSide
 from pipeline.video.info import VideoInfo, describe
 from pipeline.video.limits import Budget, Limits
-from pipeline.video.picture import Painter, Pixels, Shape
+from pipeline.video.picture import Painter, Pixels, Shape, display_matrix
 from pipeline.video.sampling import Clock, Frames, Indices, TimeRule, Times
 from pipeline.video.source import Source
 from pipeline.video.table import PacketTable, build_table, clock_of
@@ -188,7 +188,7 @@ class _Gallery:
         self._views = views
         self._allocate = allocate
         self._painter = Painter()
-        self._placements: dict[Shape, list[Placement]] = {}
+        self._fits: dict[tuple[object, ...], tuple[Shape, list[Placement]]] = {}
         self._places: dict[int, list[tuple[int, int]]] = {}
         for view, pick in enumerate(picks):
             for position, number in enumerate(pick.tolist()):
@@ -208,12 +208,11 @@ class _Gallery:
         self._video.budget.check_picture(frame.width, frame.height)
         if self.shape is None:
             self._begin(frame)
-        shape = Shape.of(frame, self._video.sample_aspect)
-        placements = self._placements.get(shape)
-        if placements is None:
-            placements = self._placements[shape] = [
-                self._fit(shape, view) for view in range(len(self._views))
-            ]
+        kind = (frame.height, frame.width, display_matrix(frame))
+        if kind not in self._fits:
+            shape = Shape.of(frame, self._video.sample_aspect)
+            self._fits[kind] = shape, [self._fit(shape, view) for view in range(len(self._views))]
+        shape, placements = self._fits[kind]
         places = self._places[number]
         outs = [self.clips[view][position] for view, position in places]
         self._painter.paint(frame, shape, [placements[view] for view, _ in places], outs)
@@ -222,7 +221,6 @@ class _Gallery:
         self.frame = frame
         self.shape = _shape(self._video, frame)
         placements = [view.space.place(self.shape.height, self.shape.width) for view in self._views]
-        self._placements[self.shape] = placements
         shapes = [(n, *p.size, 3) for n, p in zip(self._lengths, placements, strict=True)]
         sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
         if sum(sizes) > self._video.budget.limits.memory_bytes:

@@ -21,14 +21,28 @@ from pipeline.video.framing import Box, Placement
 
 Pixels = npt.NDArray[np.uint8]
 
-# Formats that are scaled into planes of R, G and B first, which swscale does with colour at full resolution,
-# rounded, and in vector code; packing the planes costs little. Straight to rgb24 it takes the nearest colour
-# and rounds down: 1.5 grey levels too dark everywhere, more off where there is much colour, and slower.
+# Formats that are scaled into planes of R, G and B, which swscale does with colour at full resolution,
+# rounded, and in vector code; what is cut from the planes is then woven together. Straight to rgb24 it takes
+# the nearest colour and rounds down: 1.5 grey levels too dark everywhere, more off where there is much
+# colour, and slower.
 _PLANES = "gbrp"
+_RED, _GREEN, _BLUE = 2, 0, 1
+# What layers fill of an RGB picture, by how many there are.
+_CHANNELS: dict[int, tuple[int | slice, ...]] = {1: (slice(3),), 3: (0, 1, 2)}
 _SCALED_IN_PLANES = {
     "yuv420p", "yuv420p10le", "yuv420p12le", "nv12", "yuv422p", "yuv422p10le", "yuv422p12le", "yuv410p",
     "yuv411p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p",
 }  # fmt: skip
+
+
+def display_matrix(frame: Any) -> bytes | int | None:
+    """What a frame says of its orientation: a matrix, or degrees clockwise where that cannot be had."""
+    try:
+        side_data = frame.side_data
+        data = side_data.get("DISPLAYMATRIX") if len(side_data) else None
+    except ValueError:  # side data of a kind that PyAV has no name for hides the rest
+        return int(-frame.rotation % 360)
+    return None if data is None else bytes(data)
 
 
 @dataclass(frozen=True)
@@ -45,13 +59,12 @@ class Orientation:
     @classmethod
     def of(cls, frame: Any) -> Orientation:
         """From the frame's side data."""
-        try:
-            data = frame.side_data.get("DISPLAYMATRIX")
-        except ValueError:  # side data of a kind that PyAV has no name for hides the rest
-            return cls._turned(-frame.rotation % 360)
-        if data is None or len(bytes(data)) < 36:
+        matrix = display_matrix(frame)
+        if isinstance(matrix, int):
+            return cls._turned(matrix)
+        if matrix is None or len(matrix) < 36:
             return cls()
-        a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data)[:36])
+        a, b, _, c, d, *_ = struct.unpack("=9i", matrix[:36])
         if abs(b) + abs(c) > abs(a) + abs(d):
             return cls(True, b < 0, c < 0)
         return cls(False, d < 0, a < 0)
@@ -78,9 +91,9 @@ class Orientation:
         return (width, height) if self.transpose else (height, width)
 
     def apply(self, pixels: Pixels) -> Pixels:
-        """A view of (H, W, 3) pixels, right side up."""
+        """A view of (H, W) or (H, W, 3) pixels, right side up."""
         if self.transpose:
-            pixels = pixels.transpose(1, 0, 2)
+            pixels = pixels.swapaxes(0, 1)
         return pixels[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
     def coded_box(self, box: Box, height: int, width: int) -> Box:
@@ -114,7 +127,7 @@ class Painter:
     """
 
     def __init__(self) -> None:
-        self._scalers: dict[tuple[Any, ...], tuple[VideoReformatter, VideoReformatter]] = {}
+        self._scalers: dict[tuple[Any, ...], VideoReformatter] = {}
         self._cutters: dict[tuple[str, ...], tuple[Graph, Any, Any]] = {}
 
     def paint(self, frame: Any, shape: Shape, placements: list[Placement], outs: list[Pixels]) -> None:
@@ -122,14 +135,17 @@ class Painter:
         last: Placement | None = None
         for placement, out in zip(placements, outs, strict=True):
             if last is None or not placement.scales_like(last):
-                scaled = shape.orientation.apply(self._scale(frame, shape, placement))
+                layers = [shape.orientation.apply(each) for each in self._scale(frame, shape, placement)]
                 last = placement
             crop = placement.crop
-            part = scaled[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-            np.copyto(out, part[:, ::-1] if placement.flip else part)
+            for layer, channels in zip(layers, _CHANNELS[len(layers)], strict=True):
+                part = layer[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+                out[:, :, channels] = part[:, ::-1] if placement.flip else part
 
-    def _scale(self, frame: Any, shape: Shape, placement: Placement) -> Pixels:
-        """The part of the shown picture that is placed, resized, as RGB, still oriented as coded."""
+    def _scale(self, frame: Any, shape: Shape, placement: Placement) -> list[Pixels]:
+        """The part of the shown picture that is placed, resized, still oriented as coded: one layer of RGB,
+        (height, width, 3), or one each for R, G and B, (height, width).
+        """
         source = placement.source
         if (source.height, source.width) != (shape.height, shape.width):
             box = shape.orientation.coded_box(source, shape.height, shape.width)
@@ -138,18 +154,20 @@ class Painter:
         height, width = shape.orientation.size(placement.height, placement.width)
         pix_fmt = frame.format.name
         key = (frame.width, frame.height, pix_fmt, width, height)
-        scalers = self._scalers.get(key)
-        if scalers is None:
+        scaler = self._scalers.get(key)
+        if scaler is None:
             if len(self._scalers) >= 32:
                 self._scalers.clear()
-            scalers = self._scalers[key] = VideoReformatter(), VideoReformatter()
-        first, second = scalers
-        if pix_fmt in _SCALED_IN_PLANES and (width, height) != (frame.width, frame.height):
-            frame = first.reformat(
-                frame, width, height, _PLANES, interpolation=Interpolation.BILINEAR, threads=1
-            )
-        rgb = second.reformat(frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR, threads=1)
-        return rgb_pixels(rgb)
+            scaler = self._scalers[key] = VideoReformatter()
+        in_planes = pix_fmt in _SCALED_IN_PLANES and (width, height) != (frame.width, frame.height)
+        target = _PLANES if in_planes else "rgb24"
+        scaled = scaler.reformat(
+            frame, width, height, target, interpolation=Interpolation.BILINEAR, threads=1
+        )
+        planes = scaled.planes
+        if in_planes:
+            return [_pixels(planes[i], (height, width)) for i in (_RED, _GREEN, _BLUE)]
+        return [_pixels(planes[0], (height, width, 3))]
 
     def _cut(self, frame: Any, box: Box) -> Any:
         """A part of a frame, without copying it; even coordinates, so that colour stays on its pixels."""
@@ -172,11 +190,10 @@ class Painter:
         return end.pull()
 
 
-def rgb_pixels(frame: Any) -> Pixels:
-    """A view of an rgb24 frame's pixels, uint8 (height, width, 3)."""
-    plane = frame.planes[0]
-    pixels: Pixels = np.ndarray((frame.height, frame.width, 3), np.uint8, plane, 0, (plane.line_size, 3, 1))
-    return pixels
+def _pixels(plane: Any, shape: tuple[int, ...]) -> Pixels:
+    strides = (plane.line_size, 1) if len(shape) == 2 else (plane.line_size, 3, 1)
+    view: Pixels = np.ndarray(shape, np.uint8, plane, 0, strides)
+    return view
 
 
 def _rescaled(box: Box, vertical: float, horizontal: float) -> Box:
