@@ -1,4 +1,6 @@
-"""Knobs that must not change what is learned: sharding, activation checkpointing, bf16; and frozen parts."""
+"""Knobs that must not change what is learned: sharding, activation checkpointing, half precision, compiling;
+and frozen parts.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 6
 COMMON = ("optimiser.name=adamw", "ema=0.9", "dropout=0.1", "droplayer=0.2")
+# Compiled code draws other random numbers for dropout.
+NOT_RANDOM = ("optimiser.name=adamw", "ema=0.9", "dropout=0", "droplayer=0")
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +30,21 @@ def out(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "fsdp2": (*COMMON, "strategy=fsdp2"),
         "checkpointing": (*COMMON, "activation_checkpointing=true"),
         "bf16": (*COMMON, "precision=bf16"),
+        "fp16": (*COMMON, "precision=fp16"),
+        "not random": NOT_RANDOM,
+        "compiled": (*NOT_RANDOM, "compile=true"),
         "head": (*COMMON, "freeze=backbone"),
     }
     runs = [Run(str(folder / name), None, overrides) for name, overrides in ways.items()]
-    cut = str(folder / "fsdp2 cut")
-    runs += [Run(cut, 3, ways["fsdp2"]), Run(cut, None, ways["fsdp2"])]
+    for name in ("fsdp2", "fp16"):
+        cut = str(folder / f"{name} cut")
+        runs += [Run(cut, 3, ways[name]), Run(cut, None, ways[name])]
     run_on_ranks(2, manifest, runs)
     return folder
 
 
-def _apart(out: Path, name: str) -> float:
-    a, b = (weights_of(str(out / each), STEPS) for each in ("ddp", name))
+def _apart(out: Path, name: str, other: str = "ddp") -> float:
+    a, b = (weights_of(str(out / each), STEPS) for each in (other, name))
     assert a.keys() == b.keys()
     return max(float((a[key].double() - b[key].double()).abs().max()) for key in a)
 
@@ -45,8 +53,10 @@ def test_shards_learn_what_replicas_learn(out: Path) -> None:
     assert _apart(out, "fsdp2") < 1e-5
 
 
-def test_sharded_run_resumes_to_the_same_bits(out: Path) -> None:
-    a, b = (weights_of(str(out / name), STEPS) for name in ("fsdp2", "fsdp2 cut"))
+@pytest.mark.parametrize("way", ["fsdp2", "fp16"])
+def test_run_resumes_to_the_same_bits(out: Path, way: str) -> None:
+    """Sharded, and with a scale of the loss that is part of the state."""
+    a, b = (weights_of(str(out / name), STEPS) for name in (way, f"{way} cut"))
     assert not [name for name in a if not torch.equal(a[name], b[name])]
 
 
@@ -54,8 +64,13 @@ def test_activation_checkpointing_changes_nothing(out: Path) -> None:
     assert _apart(out, "checkpointing") < 1e-6
 
 
-def test_bf16_learns_nearly_the_same(out: Path) -> None:
-    assert 0 < _apart(out, "bf16") < 0.05
+@pytest.mark.parametrize("way", ["bf16", "fp16"])
+def test_half_precision_learns_nearly_the_same(out: Path, way: str) -> None:
+    assert 0 < _apart(out, way) < 0.05
+
+
+def test_compiled_model_learns_nearly_the_same(out: Path) -> None:
+    assert 0 < _apart(out, "compiled", "not random") < 1e-4
 
 
 def test_only_the_head_learns(out: Path) -> None:
