@@ -170,9 +170,9 @@ def run_rank(rank: int, world: int, manifest: str, run: Run) -> Notes:
 
 def job_of(prepared: Prepared, plan: Plan, store: CheckpointStore) -> TrainJob:
     """As the driver makes it, but for what lies in Ray's object store."""
-    stream = stream_config(prepared, decode_workers=1, decode_cpus=1)
+    stream = stream_config(prepared, decode_workers=1)
     recipe = prepared.request.recipe
-    feed = FeedConfig(plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store)
+    feed = FeedConfig(plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store, 0.125)
     return TrainJob(
         recipe=recipe,
         spec=prepared.spec,

@@ -112,7 +112,7 @@ def targets_of(prepared: Prepared) -> tuple[Targets, Targets | None]:
     return prepared.examples.targets, prepared.validation.targets if prepared.validation else None
 
 
-def stream_config(prepared: Prepared, decode_workers: int, decode_cpus: float) -> StreamConfig:
+def stream_config(prepared: Prepared, decode_workers: int) -> StreamConfig:
     """How its samples are decoded."""
     request, cut = prepared.request, prepared.request.recipe.augment
     return StreamConfig(
@@ -128,7 +128,6 @@ def stream_config(prepared: Prepared, decode_workers: int, decode_cpus: float) -
         views=parse_views(request.recipe.evaluation.views),
         seed=request.recipe.seed,
         decode_workers=decode_workers,
-        decode_cpus=decode_cpus,
         storage=request.options,
     )
 
@@ -137,9 +136,11 @@ def make_job(prepared: Prepared, resources: Resources, board: Any) -> TrainJob:
     """What every rank gets; the plan and the targets lie in Ray's object store."""
     request, recipe = prepared.request, prepared.request.recipe
     plan = ray.put(plan_of(prepared))
-    stream = stream_config(prepared, resources.decode_workers, resources.decode_cpus)
+    stream = stream_config(prepared, resources.decode_workers)
     store = CheckpointStore(storage.normalise_uri(request.out), request.options, recipe.retain)
-    feed = FeedConfig(plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store)
+    feed = FeedConfig(
+        plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store, resources.rank_cpus
+    )
     return TrainJob(
         recipe=recipe,
         spec=prepared.spec,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -15,6 +15,7 @@ from pipeline.clips import Batch
 from pipeline.clips.plan import BatchShape, Plan
 from pipeline.clips.stream import StreamConfig, stream_options, training_stream, widen_blocks
 from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.resources import decode_cpus
 
 NAME = "train"
 
@@ -29,6 +30,7 @@ class FeedConfig:
     accumulate: int
     total_steps: int
     checkpoints: CheckpointStore
+    rank_cpus: float
 
     def shape(self, world: int) -> BatchShape:
         """How the global batch is dealt out among ``world`` ranks."""
@@ -38,8 +40,8 @@ class FeedConfig:
 class Feed(ray.train.DataConfig):  # type: ignore[misc]  # ray has no type information
     """Builds the stream anew whenever Ray Train starts its workers.
 
-    Only then are both the number of ranks (elastic) and the step to begin at (the newest checkpoint) known,
-    so the datasets given to the trainer cannot hold the stream itself.
+    Only then are the number of ranks and the nodes that are left (elastic), and the step to begin at (the
+    newest checkpoint) known, so the datasets given to the trainer cannot hold the stream itself.
     """
 
     def __init__(self, config: FeedConfig) -> None:
@@ -51,7 +53,7 @@ class Feed(ray.train.DataConfig):  # type: ignore[misc]  # ray has no type infor
         datasets: dict[str, Any],
         world_size: int,
         worker_handles: Any,
-        worker_node_ids: Any,
+        worker_node_ids: list[str],
         **kwargs: Any,
     ) -> list[dict[str, DataIterator]]:
         """One iterator a rank. See ``ray.train.DataConfig``."""
@@ -60,7 +62,9 @@ class Feed(ray.train.DataConfig):  # type: ignore[misc]  # ray has no type infor
         spec = config.stream.spec
         widen_blocks(shape.rows * spec.tokens * spec.token_bytes)
         first = config.checkpoints.newest() or 0
-        stream = training_stream(config.plan, shape, (first, config.total_steps), config.stream)
+        cpus = decode_cpus(config.stream.decode_workers, config.rank_cpus, worker_node_ids)
+        decoding = replace(config.stream, decode_cpus=cpus)
+        stream = training_stream(config.plan, shape, (first, config.total_steps), decoding)
         return list(super().configure({NAME: stream}, world_size, worker_handles, worker_node_ids, **kwargs))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
@@ -23,7 +24,6 @@ class Resources:
     use_gpu: bool
     rank_cpus: float
     decode_workers: int
-    decode_cpus: float
 
     @property
     def of_rank(self) -> dict[str, float]:
@@ -47,11 +47,35 @@ def share_out(recipe: Recipe) -> Resources:
     ranks = min(most, int(gpus)) if use_gpu else most
     left = cpus - ranks * rank_cpus - PLAN_CPUS - REPARTITION_CPUS
     workers = recipe.decode_workers or max(1, int(left) if use_gpu else int(cpus // 2))
-    decode_cpus = min(1.0, left / workers)
-    if decode_cpus < _LEAST_DECODE_CPUS:
+    if left / workers < _LEAST_DECODE_CPUS:
         raise UserError(
             f"{cpus:g} CPUs are too few for workers={recipe.workers} and {workers} decode workers: "
             "lower workers=, rank_cpus= or decode_workers=, or add CPUs"
         )
+    return Resources(use_gpu, rank_cpus, workers)
+
+
+def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str]) -> float:
+    """Logical CPUs of each of ``workers`` decode workers beside the ranks, on the nodes that there are now.
+
+    However Ray places the decode workers, some node keeps room for the tasks that plan and cut blocks: if
+    none does, the ranks wait for ever.
+
+    Args:
+        rank_nodes: the node of each rank.
+
+    Raises:
+        UserError: there is no room.
+    """
+    free = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
+    for node in rank_nodes:
+        if node in free:
+            free[node] -= rank_cpus
+    left = sum(max(0.0, cpus - PLAN_CPUS - REPARTITION_CPUS) for cpus in free.values())
+    if left / workers < _LEAST_DECODE_CPUS:
+        raise UserError(
+            f"no node has CPUs left for {workers} decode workers beside {len(rank_nodes)} ranks: "
+            "lower rank_cpus= or decode_workers=, or add CPUs"
+        )
     # Two digits, rounded down: Ray counts in ten-thousandths, and a hair too much never fits.
-    return Resources(use_gpu, rank_cpus, workers, int(decode_cpus * 100) / 100)
+    return int(min(1.0, left / workers) * 100) / 100
