@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,5 +142,11 @@ def _raylet(node: Any) -> int:
 
 
 def _ranks(raylet: int) -> list[psutil.Process]:
-    children = psutil.Process(raylet).children(recursive=True)
-    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    """Ranks that run below a raylet, as far as both still do."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(raylet).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "RayTrainWorker" in " ".join(child.cmdline()):
+                    found.append(child)
+    return found
