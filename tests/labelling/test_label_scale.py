@@ -119,7 +119,7 @@ def test_memory_from_a_thousand_to_a_hundred_thousand(
         used.append(_label(_manifest(originals, folder, count), folder, cluster, "--workers", "2"))
         _check(folder, used[-1], count)
     assert used[0].summary["object_store_limit_bytes"] == used[1].summary["object_store_limit_bytes"]
-    assert used[1].driver_bytes < 1.25 * used[0].driver_bytes
+    assert used[1].driver_bytes < 1.15 * used[0].driver_bytes
 
 
 def test_clips_on_their_way_to_predictors_are_bounded(
