@@ -43,9 +43,17 @@ def out(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _model(out: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(out / name / f"checkpoints/step-{STEPS:08d}" / "model.safetensors")
+
+
 def _apart(out: Path, name: str, other: str = "ddp") -> float:
     a, b = (weights_of(str(out / each), STEPS) for each in (other, name))
-    assert a.keys() == {key for key in b if not key.startswith("scaler.")}
+    assert a.keys() == b.keys()
+    return _furthest(a, b)
+
+
+def _furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(float((a[key].double() - b[key].double()).abs().max()) for key in a)
 
 
@@ -66,7 +74,8 @@ def test_activation_checkpointing_changes_nothing(out: Path) -> None:
 
 @pytest.mark.parametrize("way", ["bf16", "fp16"])
 def test_half_precision_learns_nearly_the_same(out: Path, way: str) -> None:
-    assert 0 < _apart(out, way) < 0.05
+    """Of fp16, the first steps may be left out, until the scale of the loss fits."""
+    assert 0 < _furthest(_model(out, "ddp"), _model(out, way)) < 0.05
 
 
 def test_compiled_model_learns_nearly_the_same(out: Path) -> None:
@@ -75,7 +84,7 @@ def test_compiled_model_learns_nearly_the_same(out: Path) -> None:
 
 def test_only_the_head_learns(out: Path) -> None:
     before = load_file(out / "head" / INITIAL / "model.safetensors")
-    after = load_file(out / "head" / f"checkpoints/step-{STEPS:08d}" / "model.safetensors")
+    after = _model(out, "head")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all("head" in name for name in changed), changed
