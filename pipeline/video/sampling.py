@@ -185,7 +185,12 @@ class AtFps:
         duration_s = max(clock.end_s - begin_s, TIME_TOLERANCE_S)
         clip_s = self.frames - 1 if isinstance(self.offset, Random) else self.frames
         room_s = max(0.0, duration_s - clip_s / self.fps)
-        times_s = room_s * self.offset.fraction() + np.arange(self.frames) / self.fps
+        start_s = room_s * self.offset.fraction()
+        if room_s > 0:
+            # A clip that fits does not loop, however near to the end it was drawn.
+            last_s = duration_s - (self.frames - 1) / self.fps - TIME_TOLERANCE_S
+            start_s = min(start_s, max(0.0, last_s))
+        times_s = start_s + np.arange(self.frames) / self.fps
         # Without the tolerance a time that equals the duration but for rounding would not loop.
         looped_s = np.mod(times_s + TIME_TOLERANCE_S / 2, duration_s)
         return clock.at(begin_s + looped_s)

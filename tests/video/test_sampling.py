@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.video import AtFps, Clock, Dense, Frames, Linspace, Middle, Random, Times, Uniform, test_views
@@ -66,6 +66,7 @@ def test_dense_keeps_its_stride_or_loops_from_the_first_frame(length, frames, st
 
 
 @given(gaps, st.integers(1, 64), st.floats(0.1, 120.0), offsets)
+@example([1.0, 1.0], 2, 1.0, Random(0.9999999999999998))
 def test_by_time_takes_the_last_frame_presented_at_or_before(spacing, frames, fps, offset):
     clock = clock_of(spacing)
     picked = AtFps(frames, fps, offset).pick(clock)
