@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from pipeline.config import Settings, UserError
@@ -24,7 +22,7 @@ from pipeline.corpus.storage import StorageOptions
 from pipeline.labelling.bundles import Answers, LoadedModels, row_shape, ship
 from pipeline.labelling.export import check_target, export
 from pipeline.labelling.guard import WINDOW, ErrorGuard, too_many_errors
-from pipeline.labelling.output import OutputFiles, claim
+from pipeline.labelling.output import OutputFiles, claim, parquet_bytes
 from pipeline.labelling.plan import MAX_MODELS, Plan, Shard, encode_requests, make_plan, read_shard
 from pipeline.labelling.report import Report, Summary, Tally, summarise
 from pipeline.labelling.review import ReviewConfig, review
@@ -340,9 +338,7 @@ def write_intervals(files: OutputFiles) -> None:
     """Merge the windows at the root of ``files`` into ``_intervals/intervals.parquet``, replaced whole."""
     numbers = part_numbers(files.names())
     table = intervals_table(files.read_table(part_name(number), INTERVAL_COLUMNS) for number in numbers)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    files.write(INTERVALS, buffer.getvalue())
+    files.write(INTERVALS, parquet_bytes(table))
 
 
 def _sampling(models: LoadedModels, number: int, config: LabelConfig) -> str:

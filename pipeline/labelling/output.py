@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,13 @@ _MOVING_TO = "moving_to"
 
 # A store that is away for longer than this ends the job; nothing is lost, and running it again resumes.
 PATIENCE_S = 600.0
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """``table`` as a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def patiently(action: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:

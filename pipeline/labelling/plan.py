@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.digests import digests
-from pipeline.labelling.output import OutputFiles
+from pipeline.labelling.output import OutputFiles, parquet_bytes
 from pipeline.labelling.published import Published
 from pipeline.labelling.windows import Windows
 
@@ -124,26 +124,22 @@ def make_plan(
     """
     plan = Plan(already_done=[0] * len(published), already_failed=[0] * len(published))
     keys: list[npt.NDArray[np.uint64]] = []
-    requests: list[dict[str, Any]] = []
-    errors: list[dict[str, Any]] = []
+    requests = _ShardWriter(files, f"{folder}/shard", encode_requests, plan.shards)
+    errors = _ShardWriter(files, f"{folder}/errors", _encode_errors, plan.known_errors)
     for rows in _slices(manifest):
         candidates = list(_candidates(rows, windows))
         keys.append(np.unique(digests([row["key"] for row in candidates])))
         for row in _left(candidates, published, plan, retry_errors):
             if row["status"] == "error":
                 _note_error(plan, row)
-                errors.append(row)
-                if len(errors) >= _SHARD_ROWS:
-                    _write_errors(plan, errors, files, folder)
+                errors.add(row)
                 continue
             row["request"] = plan.requests
             plan.requests += 1
             plan.largest_pixels = max(plan.largest_pixels, (row["width"] or 0) * (row["height"] or 0))
-            requests.append(row)
-            if len(requests) >= _SHARD_ROWS:
-                _write_requests(plan, requests, files, folder)
-    _write_requests(plan, requests, files, folder)
-    _write_errors(plan, errors, files, folder)
+            requests.add(row)
+    requests.flush()
+    errors.flush()
     plan.objects = len(np.unique(np.concatenate(keys))) if keys else 0
     return plan
 
@@ -196,22 +192,30 @@ def _left(
             yield row | {"models": models}
 
 
-def _write_requests(plan: Plan, rows: list[dict[str, Any]], files: OutputFiles, folder: str) -> None:
-    if not rows:
-        return
-    name = f"{folder}/shard-{len(plan.shards):06d}.parquet"
-    files.write(name, encode_requests(rows))
-    plan.shards.append(Shard(name, len(rows)))
-    rows.clear()
+class _ShardWriter:
+    """Gathers rows into files of a plan, a few thousand each."""
 
+    def __init__(
+        self,
+        files: OutputFiles,
+        prefix: str,
+        encode: Callable[[Sequence[Mapping[str, Any]]], bytes],
+        shards: list[Shard],
+    ) -> None:
+        self._files, self._prefix, self._encode, self._shards = files, prefix, encode, shards
+        self._rows: list[dict[str, Any]] = []
 
-def _write_errors(plan: Plan, rows: list[dict[str, Any]], files: OutputFiles, folder: str) -> None:
-    if not rows:
-        return
-    name = f"{folder}/errors-{len(plan.known_errors):06d}.parquet"
-    files.write(name, _encode(pa.Table.from_pylist(rows, schema=_KNOWN_ERROR_SCHEMA)))
-    plan.known_errors.append(Shard(name, len(rows)))
-    rows.clear()
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) >= _SHARD_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            name = f"{self._prefix}-{len(self._shards):06d}.parquet"
+            self._files.write(name, self._encode(self._rows))
+            self._shards.append(Shard(name, len(self._rows)))
+            self._rows = []
 
 
 def encode_requests(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -219,13 +223,11 @@ def encode_requests(rows: Sequence[Mapping[str, Any]]) -> bytes:
     columns = {name: [row[name] for row in rows] for name in REQUEST_SCHEMA.names}
     for name in ("start_s", "end_s"):
         columns[name] = [float("nan") if value is None else value for value in columns[name]]
-    return _encode(pa.table(columns, schema=REQUEST_SCHEMA))
+    return parquet_bytes(pa.table(columns, schema=REQUEST_SCHEMA))
 
 
-def _encode(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+def _encode_errors(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return parquet_bytes(pa.Table.from_pylist(rows, schema=_KNOWN_ERROR_SCHEMA))
 
 
 def read_shard(data: bytes) -> pa.Table:

@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.digests import digests
-from pipeline.labelling.output import OutputFiles
+from pipeline.labelling.output import OutputFiles, parquet_bytes
 from pipeline.labelling.published import INDEX_COLUMNS, Published
 
 _PART = re.compile(r"part-(\d{8})\.parquet")
@@ -189,9 +189,7 @@ def _merge(part: pa.Table, newer: pa.Table) -> pa.Table:
 
 def _encode(rows: pa.Table, part_id: str) -> bytes:
     metadata: Mapping[bytes, Any] = {**(rows.schema.metadata or {}), _PART_ID: part_id.encode()}
-    buffer = io.BytesIO()
-    pq.write_table(rows.replace_schema_metadata(metadata), buffer, compression="zstd")
-    return buffer.getvalue()
+    return parquet_bytes(rows.replace_schema_metadata(metadata))
 
 
 def _decode(data: bytes) -> pa.Table:
