@@ -27,7 +27,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the job would 
 _FORWARDED = ("AWS_", "MLFLOW_", "GOOGLE_APPLICATION_CREDENTIALS", "TUBELET_")
 
 
-def connect_ray(address: str | None, *, num_cpus: int | None = None) -> None:
+def connect_ray(
+    address: str | None, *, num_cpus: int | None = None, object_store_memory: int | None = None
+) -> None:
     """Start a local Ray (``None`` or ``"local"``), or join ``address``. Does nothing when connected.
 
     Environment variables of the store and of MLflow travel to the workers, so that a job behaves the same on
@@ -41,6 +43,7 @@ def connect_ray(address: str | None, *, num_cpus: int | None = None) -> None:
     ray.init(
         address=address or "local",
         num_cpus=num_cpus if address in (None, "local") else None,
+        object_store_memory=object_store_memory,
         log_to_driver=False,
         logging_level="warning",
         include_dashboard=False if address in (None, "local") else None,

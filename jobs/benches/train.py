@@ -1,17 +1,22 @@
 """``tubelet bench train``: a training step fed by the real stream, against the same step on one batch.
 
 Both run the loop of ``tubelet train`` with one rank on the same recipe; only where batches come from
-differs: the plan, Ray Data and the sandboxed decoders, or the first batch again and again. The model is
-chosen slow enough for the machine's decoders (on a CPU, both share the cores). ``data_stall`` is
-the share of step time in which the rank waited for its batch.
+differs: the plan, Ray Data and the sandboxed decoders, or the first batch again and again, half of it before
+the stream and half after, as the speed of machines wanders. The model is chosen slow enough for the machine's
+decoders; on a CPU the rank leaves a core to them, also while it repeats a batch. The object store is
+small, so that decoding goes on during the steps that are timed rather than ahead of them.
+
+``step_s`` is the mean of a step, ``data_stall`` the share of it in which the rank waited for its batch, and
+``decode_cores`` how many cores decoding kept busy.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 from jobs.bench import BenchOptions
@@ -19,9 +24,11 @@ from jobs.benches import decode_corpus
 from jobs.common import connect_ray, say
 
 _VIDEOS = 8
-_STEPS, _FULL_STEPS = 8, 40
-_WARM_STEPS = 2
-_CPU = ("model=s-16x2-model2", "batch=2")
+_STEPS, _FULL_STEPS = 80, 400
+_WARM_STEPS = 10
+_STORE_BYTES = 512 << 20
+_FIGURES = ("step_s", "data_stall", "decode_s_per_clip")
+_CPU = ("model=ti-32x4-model2", "batch=2")
 _GPU = ("model=b-16x2-model2", "batch=32", "precision=bf16")
 _RECIPE = (
     "model_options={}", "frames=32", "stride=2", "size=224", "short_side=256", "workers=1",
@@ -36,28 +43,46 @@ def run(options: BenchOptions) -> list[dict[str, Any]]:
     options.peers(())
     gpu = torch.cuda.is_available()
     steps = _FULL_STEPS if options.full else _STEPS
-    recipe = (*_RECIPE, *(_GPU if gpu else _CPU), f"max_steps={_WARM_STEPS + steps}")
-    connect_ray(None, num_cpus=None if gpu else 4)
+    own = _GPU if gpu else _CPU
+    if not gpu:
+        _leave_a_core()
+    connect_ray(None, num_cpus=None if gpu else 4, object_store_memory=None if gpu else _STORE_BYTES)
     with tempfile.TemporaryDirectory(prefix="tubelet-bench-") as name:
         folder = Path(name)
         manifest = _corpus(folder)
-        repeated = _repeated(folder, manifest, recipe)
-        stream = _stream(folder, manifest, recipe)
-    common = {
-        "bench": "train",
-        "model": recipe[len(_RECIPE)].partition("=")[2],
-        "device": torch.cuda.get_device_name() if gpu else "cpu",
-        "steps": steps,
-    }
-    times_s = {"stream": stream, "repeated batch": repeated}
-    limit_s = median(point["step_s"] for point in repeated)
+        recipes = [(*_RECIPE, *own, f"max_steps={_WARM_STEPS + n}") for n in (steps // 2, steps)]
+        before = _repeated(folder, manifest, "before", recipes[0])
+        stream = _stream(folder, manifest, recipes[1])
+        repeated = before + _repeated(folder, manifest, "after", recipes[0])
+    recipe = dict(item.split("=") for item in own)
+    common = {"bench": "train", **recipe, "device": torch.cuda.get_device_name() if gpu else "cpu"}
+    limit_s = fmean(point["step_s"] for point in repeated)
     rows = []
-    for peer, points in times_s.items():
-        step_s = median(point["step_s"] for point in points)
-        stall = sum(p["data_stall"] * p["step_s"] for p in points) / sum(p["step_s"] for p in points)
-        row = {**common, "peer": peer, "step_s": step_s, "data_stall": stall}
-        rows.append({**row, "ratio_to_limit": limit_s / step_s})
+    for peer, points in (("stream", stream), ("repeated batch", repeated)):
+        seconds = sum(point["step_s"] for point in points)
+        stall_s = sum(point["data_stall"] * point["step_s"] for point in points)
+        decode_s = sum(point["decode_s_per_clip"] for point in points) * int(recipe["batch"])
+        rows.append(
+            {
+                **common,
+                "peer": peer,
+                "steps": len(points),
+                "step_s": seconds / len(points),
+                "data_stall": stall_s / seconds,
+                "decode_cores": decode_s / seconds if points is stream else 0.0,
+                "ratio_to_limit": limit_s * len(points) / seconds,
+            }
+        )
     return rows
+
+
+def _leave_a_core() -> None:
+    """Have ranks, here and in Ray's workers, compute on all cores but one."""
+    import torch
+
+    threads = max(1, len(os.sched_getaffinity(0)) - 1)
+    os.environ["TUBELET_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
 
 
 def _corpus(folder: Path) -> str:
@@ -95,13 +120,13 @@ def _stream(folder: Path, manifest: str, recipe: tuple[str, ...]) -> list[dict[s
     summary = fit(_prepared(folder, manifest, "stream", recipe))
     uri = f"sqlite:///{folder}/mlflow.db"
     columns = {}
-    for name in ("step_s", "data_stall"):
+    for name in _FIGURES:
         history = metric_history(summary["run_id"], f"train/{name}", uri)
         columns[name] = {step: value for step, value in history.items() if step > _WARM_STEPS}
     return [{name: column[step] for name, column in columns.items()} for step in columns["step_s"]]
 
 
-def _repeated(folder: Path, manifest: str, recipe: tuple[str, ...]) -> list[dict[str, float]]:
+def _repeated(folder: Path, manifest: str, name: str, recipe: tuple[str, ...]) -> list[dict[str, float]]:
     """Figures of each step of the same loop, in this process."""
     import ray
     import torch
@@ -111,7 +136,7 @@ def _repeated(folder: Path, manifest: str, recipe: tuple[str, ...]) -> list[dict
     from pipeline.training.loop import Rank, Seat
     from pipeline.training.resources import share_out
 
-    prepared = _prepared(folder, manifest, "repeated batch", recipe)
+    prepared = _prepared(folder, manifest, f"repeated batch, {name}", recipe)
     board = open_board()
     job = make_job(prepared, share_out(prepared.request.recipe), board)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
