@@ -28,7 +28,7 @@ _STEPS, _FULL_STEPS = 80, 400
 _WARM_STEPS = 10
 _STORE_BYTES = 512 << 20
 _FIGURES = ("step_s", "data_stall", "decode_s_per_clip")
-_CPU = ("model=ti-32x4-model2", "batch=2")
+_CPU = ("model=ti-32x4-model2", "batch=2", "decode_workers=1")
 _GPU = ("model=b-16x2-model2", "batch=32", "precision=bf16")
 _RECIPE = (
     "model_options={}", "frames=32", "stride=2", "size=224", "short_side=256", "workers=1",

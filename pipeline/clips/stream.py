@@ -18,6 +18,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from pipeline.clips.decoder import Batch, ClipDecoder
+from pipeline.clips.pace import keep_pace
 from pipeline.clips.plan import BatchShape, Plan
 from pipeline.clips.spec import ClipSpec, TrainCrop
 from pipeline.corpus.storage import StorageOptions
@@ -71,7 +72,7 @@ def training_stream(
         .map_batches(expand, batch_size=None, num_cpus=PLAN_CPUS, compute=TaskPoolStrategy(size=1))
         .repartition(target_num_rows_per_block=shape.rows, strict=True)
     )
-    return requests.map_batches(
+    stream = requests.map_batches(
         TrainDecoder,
         fn_constructor_args=(config,),
         batch_size=None,
@@ -79,6 +80,8 @@ def training_stream(
         num_cpus=config.decode_cpus,
         zero_copy_batch=True,
     )
+    keep_pace(stream.context)
+    return stream
 
 
 class TrainDecoder:

@@ -18,6 +18,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.clips.pace import keep_pace
 from pipeline.config import UserError
 from pipeline.corpus.storage import is_remote
 from pipeline.labelling.output import OutputFiles
@@ -180,6 +181,7 @@ def _prepare(decode: DecodeJob) -> None:
     # Blocks of clips as large as the decoders make them, neither joined to larger ones nor split.
     context.target_max_block_size = max(decode.block_bytes, decode.rows_at_once * decode.clip_bytes)
     context.enable_progress_bars = False
+    keep_pace(context)
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 

@@ -22,6 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.clips import Batch, ClipDecoder
 from pipeline.clips.ablate import Ablation, ablate
+from pipeline.clips.pace import keep_pace
 from pipeline.clips.plan import REFERENCE
 from pipeline.config import UserError
 from pipeline.corpus.selection import class_names, select
@@ -244,7 +245,9 @@ def _graph(bundle: ModelBundle, rows: pa.Table, config: EvaluationConfig) -> Dat
 
 def _quieten() -> None:
     """Progress is ours to show; Ray Data's own is for developers."""
-    DataContext.get_current().enable_progress_bars = False
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    keep_pace(context)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
