@@ -6,6 +6,7 @@ Every part has one settings class derived from :class:`Settings`; a value is che
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -24,6 +25,11 @@ class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys refused, defaults checked too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def usable_cores() -> int:
+    """Cores that this thread may run on; on systems that cannot say, all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_settings(cls: type[S], source: Mapping[str, Any], overrides: Iterable[str] = ()) -> S:

@@ -25,6 +25,7 @@ import numpy as np
 from jobs.bench import BenchOptions, missing_peer
 from jobs.benches import decode_corpus
 from jobs.common import connect_ray, say
+from pipeline.config import usable_cores
 
 PEERS = ("read_videos",)
 _VIDEOS, _FULL_VIDEOS = 500, 2000
@@ -118,17 +119,13 @@ def _corpus(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def _limit_decode(paths: list[Path], size: Size) -> float:
     """Videos a second of one bare decode process a core: no sandbox, no Ray, clips thrown away."""
     say("bench label: bare decode")
     context = multiprocessing.get_context("spawn")
     share = [str(path) for path in paths[:_LIMIT_VIDEOS]]
-    with context.Pool(_cores()) as pool:
-        pool.map(_decode_all, [(share[:1], size)] * _cores(), chunksize=1)  # imports are not counted
+    with context.Pool(usable_cores()) as pool:
+        pool.map(_decode_all, [(share[:1], size)] * usable_cores(), chunksize=1)  # imports are not counted
         started_s = time.monotonic()
         pool.map(_decode_all, [([path], size) for path in share], chunksize=4)
         return len(share) / (time.monotonic() - started_s)

@@ -9,7 +9,6 @@ models are timed on a batch that lies there already: so many clips a second have
 from __future__ import annotations
 
 import multiprocessing
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from jobs.benches import decode_corpus
 from jobs.common import connect_ray, say
 from pipeline.clips import ClipSpec, TrainCrop, generator
 from pipeline.clips.plan import BatchShape, Plan
+from pipeline.config import usable_cores
 
 _RECIPES = (decode_corpus.RECIPES[0], decode_corpus.RECIPES[2])
 _ROUNDS, _FULL_ROUNDS = 3, 9
@@ -38,7 +38,7 @@ def run(options: BenchOptions) -> list[dict[str, Any]]:
     options.peers(())
     rounds = _FULL_ROUNDS if options.full else _ROUNDS
     rows: list[dict[str, Any]] = []
-    connect_ray(None, num_cpus=max(4, _cores()))
+    connect_ray(None, num_cpus=max(4, usable_cores()))
     with tempfile.TemporaryDirectory(prefix="tubelet-bench-") as folder:
         for recipe in _RECIPES:
             path = decode_corpus.make(recipe, Path(folder))
@@ -46,10 +46,6 @@ def run(options: BenchOptions) -> list[dict[str, Any]]:
     return rows + _models(
         {row["video"]: row["clips_per_s_per_core"] for row in rows if row["peer"] == "stream"}
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _measure(name: str, path: Path, rounds: int) -> list[dict[str, Any]]:
@@ -60,14 +56,14 @@ def _measure(name: str, path: Path, rounds: int) -> list[dict[str, Any]]:
         ours.append(_stream_rate(path))
     # The median of the ratios: a round's two halves saw the same machine.
     ratio = float(np.median(np.divide(ours, limits)))
-    common = {"bench": "pipeline", "video": name, "sampling": SPEC.sampling, "cores": _cores()}
+    common = {"bench": "pipeline", "video": name, "sampling": SPEC.sampling, "cores": usable_cores()}
     rows = [("stream", max(ours), ratio), ("limit", max(limits), 1.0)]
     return [
         {
             **common,
             "peer": peer,
             "clips_per_s": rate,
-            "clips_per_s_per_core": rate / _cores(),
+            "clips_per_s_per_core": rate / usable_cores(),
             "ratio_to_limit": r,
         }
         for peer, rate, r in rows
@@ -95,7 +91,7 @@ def _stream_rate(path: Path) -> float:
 
     from pipeline.clips.stream import StreamConfig, stream_options, training_stream
 
-    config = StreamConfig(SPEC, TrainCrop(), (1, 1), seed=0, decode_workers=_cores(), decode_cpus=0.5)
+    config = StreamConfig(SPEC, TrainCrop(), (1, 1), seed=0, decode_workers=usable_cores(), decode_cpus=0.5)
     steps = _WARM_STEPS + _STEPS
     stream = training_stream(ray.put(_plan(path)), BatchShape(_BATCH, 1), (0, steps), config)
     stream.context.execution_options = stream_options()
@@ -110,8 +106,10 @@ def _stream_rate(path: Path) -> float:
 def _bare_rate(path: Path) -> float:
     """Clips a second of one bare process a core."""
     count = _BATCH * _STEPS
-    with multiprocessing.get_context("spawn").Pool(_cores()) as pool:
-        pool.map(_decode, [(str(path), i) for i in range(_cores())], chunksize=1)  # imports are not counted
+    with multiprocessing.get_context("spawn").Pool(usable_cores()) as pool:
+        pool.map(
+            _decode, [(str(path), i) for i in range(usable_cores())], chunksize=1
+        )  # imports are not counted
         started_s = time.monotonic()
         pool.map(_decode, [(str(path), i) for i in range(count)], chunksize=4)
         return count / (time.monotonic() - started_s)

@@ -3,8 +3,8 @@
 Both run the loop of ``tubelet train`` with one rank on the same recipe; only where batches come from
 differs: the plan, Ray Data and the sandboxed decoders, or the first batch again and again, half of it before
 the stream and half after, as the speed of machines wanders. The model is chosen slow enough for the machine's
-decoders; on a CPU the rank leaves a core to them, also while it repeats a batch. The object store is
-small, so that decoding goes on during the steps that are timed rather than ahead of them.
+decoders; on a CPU all cores but one are the rank's alone, whichever batch it has. The object store is small,
+so that decoding goes on during the steps that are timed rather than ahead of them.
 
 ``step_s`` is the mean of a step, ``data_stall`` the share of it in which the rank waited for its batch, and
 ``decode_cores`` how many cores decoding kept busy.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,7 +25,7 @@ from jobs.benches import decode_corpus
 from jobs.common import connect_ray, say
 
 _VIDEOS = 8
-_STEPS, _FULL_STEPS = 80, 400
+_STEPS, _FULL_STEPS = 120, 600
 _WARM_STEPS = 10
 _STORE_BYTES = 512 << 20
 _FIGURES = ("step_s", "data_stall", "decode_s_per_clip")
@@ -44,10 +45,11 @@ def run(options: BenchOptions) -> list[dict[str, Any]]:
     gpu = torch.cuda.is_available()
     steps = _FULL_STEPS if options.full else _STEPS
     own = _GPU if gpu else _CPU
-    if not gpu:
-        _leave_a_core()
-    connect_ray(None, num_cpus=None if gpu else 4, object_store_memory=None if gpu else _STORE_BYTES)
-    with tempfile.TemporaryDirectory(prefix="tubelet-bench-") as name:
+    with (
+        _own_cores() if not gpu else nullcontext(),
+        tempfile.TemporaryDirectory(prefix="tubelet-bench-") as name,
+    ):
+        connect_ray(None, num_cpus=None if gpu else 4, object_store_memory=None if gpu else _STORE_BYTES)
         folder = Path(name)
         manifest = _corpus(folder)
         recipes = [(*_RECIPE, *own, f"max_steps={_WARM_STEPS + n}") for n in (steps // 2, steps)]
@@ -76,13 +78,17 @@ def run(options: BenchOptions) -> list[dict[str, Any]]:
     return rows
 
 
-def _leave_a_core() -> None:
-    """Have ranks, here and in Ray's workers, compute on all cores but one."""
-    import torch
-
-    threads = max(1, len(os.sched_getaffinity(0)) - 1)
-    os.environ["TUBELET_THREADS"] = str(threads)
-    torch.set_num_threads(threads)
+@contextmanager
+def _own_cores() -> Iterator[None]:
+    """All cores but one are the rank's alone: Ray's own processes would take turns with it."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.environ["TUBELET_RANK_CORES"] = ",".join(str(core) for core in cores[: max(1, len(cores) - 1)])
+    os.sched_setaffinity(0, cores[-1:])  # Ray's processes inherit it
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        del os.environ["TUBELET_RANK_CORES"]
 
 
 def _corpus(folder: Path) -> str:
@@ -133,7 +139,7 @@ def _repeated(folder: Path, manifest: str, name: str, recipe: tuple[str, ...]) -
 
     from pipeline.training.board import Poster, open_board
     from pipeline.training.build import make_job, plan_of, targets_of
-    from pipeline.training.loop import Rank, Seat
+    from pipeline.training.loop import Rank, Seat, use_cores
     from pipeline.training.resources import share_out
 
     prepared = _prepared(folder, manifest, f"repeated batch, {name}", recipe)
@@ -141,7 +147,10 @@ def _repeated(folder: Path, manifest: str, name: str, recipe: tuple[str, ...]) -
     job = make_job(prepared, share_out(prepared.request.recipe), board)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = _same(plan_of(prepared), job)
+    others = os.sched_getaffinity(0)
+    use_cores(1)
     Rank(job, Seat(0, 1, device), batches, targets_of(prepared), Poster(board)).run()
+    os.sched_setaffinity(0, others)
     records = ray.get(board.take.remote())
     return [r["figures"] for r in records if r["kind"] == "step" and r["step"] > _WARM_STEPS]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from pipeline.config import usable_cores
 from pipeline.corpus.opener import ObjectOpener
 from pipeline.corpus.storage import ObjectInfo, StorageOptions
 from pipeline.video import DecodeError, Limits, Sandbox, VideoInfo
@@ -25,8 +25,7 @@ _MOST_WORKERS = 32
 
 def default_workers() -> int:
     """Twice the cores this process may use, at least 4 and at most 32."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(4, min(2 * cores, _MOST_WORKERS))
+    return max(4, min(2 * usable_cores(), _MOST_WORKERS))
 
 
 class Prober:

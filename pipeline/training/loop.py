@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.clips import Batch, ClipSpec, seed_of
 from pipeline.clips.plan import BatchShape, Validation
+from pipeline.config import usable_cores
 from pipeline.training.board import Poster, Record
 from pipeline.training.checkpoint import CheckpointWriter
 from pipeline.training.examples import Targets
@@ -64,7 +65,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """Entry point of a rank, called by Ray Train."""
     job: TrainJob = config["job"]
     context = ray.train.get_context()
-    _use_cores(context.get_local_world_size())
+    use_cores(context.get_local_world_size())
     # The stream starts now: its first decode workers come up while the model is loaded.
     batches = Ahead(micro_batches(job.recipe.prefetch))
     seat = Seat(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
@@ -317,9 +318,16 @@ class Rank:
             self.poster.post(record)
 
 
-def _use_cores(local_ranks: int) -> None:
-    """Share the machine's cores among its ranks; Ray would give each as many threads as it reserved CPUs."""
-    if "TUBELET_THREADS" in os.environ:
-        torch.set_num_threads(int(os.environ["TUBELET_THREADS"]))
+def use_cores(local_ranks: int) -> None:
+    """Share the machine's cores among its ranks; Ray would give each as many threads as it reserved CPUs.
+
+    ``TUBELET_RANK_CORES`` (Linux's numbers, such as ``0,1``) names cores for the ranks of a machine instead:
+    what is kept from these then does not take turns with the ranks.
+    """
+    named = os.environ.get("TUBELET_RANK_CORES")
+    if named:
+        cores = {int(core) for core in named.split(",")}
+        os.sched_setaffinity(0, cores)  # this thread, and those it starts
+        torch.set_num_threads(max(1, len(cores) // local_ranks))
     elif not torch.cuda.is_available():
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+        torch.set_num_threads(max(1, usable_cores() // local_ranks))
