@@ -1,0 +1,36 @@
+"""Which cores ranks compute on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pipeline.config import usable_cores
+from pipeline.training.loop import use_cores
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    yield
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(threads)
+
+
+def test_ranks_without_gpus_share_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    use_cores(1)
+    assert torch.get_num_threads() == usable_cores()
+    use_cores(2 * usable_cores())
+    assert torch.get_num_threads() == 1
+
+
+def test_named_cores_are_the_only_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = max(os.sched_getaffinity(0))
+    monkeypatch.setenv("TUBELET_RANK_CORES", str(core))
+    use_cores(1)
+    assert os.sched_getaffinity(0) == {core}
+    assert torch.get_num_threads() == usable_cores() == 1
