@@ -19,7 +19,8 @@ _SHORT_TURN_S = 0.01
 
 def keep_pace(context: DataContext) -> None:
     """Have executions under ``context`` sleep where they would spin."""
-    context.custom_execution_callback_classes = [_Pace]
+    others = [each for each in context.custom_execution_callback_classes if each is not _Pace]
+    context.custom_execution_callback_classes = [*others, _Pace]
 
 
 class _Pace:
