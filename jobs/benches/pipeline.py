@@ -107,9 +107,8 @@ def _bare_rate(path: Path) -> float:
     """Clips a second of one bare process a core."""
     count = _BATCH * _STEPS
     with multiprocessing.get_context("spawn").Pool(usable_cores()) as pool:
-        pool.map(
-            _decode, [(str(path), i) for i in range(usable_cores())], chunksize=1
-        )  # imports are not counted
+        warm_up = [(str(path), i) for i in range(usable_cores())]
+        pool.map(_decode, warm_up, chunksize=1)  # imports are not counted
         started_s = time.monotonic()
         pool.map(_decode, [(str(path), i) for i in range(count)], chunksize=4)
         return count / (time.monotonic() - started_s)
