@@ -293,7 +293,7 @@ def test_an_outage_loses_nothing_and_holds_nothing_up(link: Link) -> None:
         if step % 100 == 0:
             tracker.log_text(str(step), f"steps/{step}.txt")
     tracker.set_tags({"during": "outage"})
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 30
     assert not tracker.flush(2)
     link.mend()
     tracker.finish(wait_s=120)

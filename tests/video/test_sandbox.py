@@ -96,7 +96,7 @@ def test_a_bad_source_costs_one_answer(video: Path, source, code: str) -> None:
         with pytest.raises(DecodeError) as caught:
             box.decode_views(source, VIEWS)
         assert caught.value.code == code
-        assert time.monotonic() - begin_s < 12
+        assert time.monotonic() - begin_s < 30
         assert box.probe(video).frames == 60
 
 
