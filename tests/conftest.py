@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from support import S3Bucket
-
-from pipeline.corpus.local_s3 import LocalS3
+from tubelet.storage.local_s3 import LocalS3
 
 # Never reach for a model hub, and never send usage statistics, from a test.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -46,9 +46,17 @@ def ray_cluster(s3_server: LocalS3) -> Iterator[None]:
     It starts after the S3 server, so that its workers inherit the server's AWS_* variables.
     """
     import ray
-
-    from jobs.common import connect_ray
+    from tubelet_jobs.common import connect_ray
 
     connect_ray("local", num_cpus=4)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place of its own for one test, on a local folder and on a real S3 server, as a URI."""
+    if request.param == "local":
+        return str(tmp_path / "a place")
+    bucket: S3Bucket = request.getfixturevalue("s3")
+    return f"{bucket.uri}/a place"

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import S3Bucket
-from training_support import moving_square, write_video
-
-from pipeline.clips import ClipDecoder, ClipSpec, TrainCrop, tubelets_to_clip
-from pipeline.corpus import storage
+from support.training import moving_square, write_video
+from tubelet import storage
+from tubelet.clips import ClipDecoder, ClipSpec, TrainCrop, tubelets_to_clip
 
 SPEC = ClipSpec(frames=8, stride=None, size=32, short_side=40, tubelet=(2, 16, 16))
 

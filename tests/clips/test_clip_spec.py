@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-from pipeline.clips import ClipSpec, TrainCrop, clip_to_tubelets, generator, tubelets_to_clip
-from pipeline.config import UserError, load_settings
-from pipeline.video import AtFps, Dense, JitterCrop, ResizedCrop, ShortSide, Uniform
-from pipeline.vivit import clip_to_tubelets as torch_tubelets
+from tubelet.clips import ClipSpec, TrainCrop, clip_to_tubelets, generator, tubelets_to_clip
+from tubelet.config import UserError, load_settings
+from tubelet.video import AtFps, Dense, JitterCrop, ResizedCrop, ShortSide, Uniform
+from tubelet.vivit import clip_to_tubelets as torch_tubelets
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pytest
 import ray
 from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
-
-from pipeline.clips import pace
+from tubelet.clips import pace
 
 _DEADLINE_S = 60.0
 

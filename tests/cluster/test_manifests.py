@@ -15,8 +15,7 @@ import pytest
 import ray
 import yaml
 from support import SHARED
-
-from jobs.remote.plan import plan_job
+from tubelet_jobs.remote.plan import plan_job
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"

@@ -14,17 +14,16 @@ import duckdb
 import pandas as pd
 import pyarrow.dataset as ds
 import pytest
-from corpus_support import ODD_NAMES, put, put_text, put_videos, video_bytes
 from support import SHARED, S3Bucket
-
-from pipeline.config import UserError
-from pipeline.corpus import storage
-from pipeline.corpus.fingerprint import fingerprint
-from pipeline.corpus.index import IndexConfig, IndexSummary, index_corpus
-from pipeline.corpus.local_s3 import LocalS3
-from pipeline.corpus.lock import OutputLock
-from pipeline.corpus.manifest import SCHEMA, key_of, manifest_file, read_manifest
-from pipeline.corpus.selection import class_names, select
+from support.corpus import ODD_NAMES, put, put_text, put_videos, video_bytes
+from tubelet import storage
+from tubelet.config import UserError
+from tubelet.corpus.fingerprint import fingerprint
+from tubelet.corpus.index import IndexConfig, IndexSummary, index_corpus
+from tubelet.corpus.manifest import SCHEMA, key_of, manifest_file, read_manifest
+from tubelet.corpus.selection import class_names, select
+from tubelet.storage.local_s3 import LocalS3
+from tubelet.storage.lock import OutputLock
 
 
 def _index(src: str, out: str, **settings: Any) -> IndexSummary:
@@ -290,8 +289,8 @@ def test_unreadable_object_is_tried_again_on_update(tmp_path: Path) -> None:
 
 
 def test_probing_fetches_a_part_of_a_large_object(s3: S3Bucket) -> None:
-    from pipeline.corpus.opener import ObjectOpener
-    from pipeline.video import probe
+    from tubelet.storage.opener import ObjectOpener
+    from tubelet.video import probe
 
     content = video_bytes(frames=60, width=640, height=480)
     assert len(content) > 8_000_000
@@ -330,7 +329,7 @@ def test_a_store_that_goes_away_for_a_moment_costs_nothing(own_server: LocalS3, 
 
 def test_killed_job_leaves_no_manifest_and_no_lock(root: str) -> None:
     put_videos(f"{root}/v", ["a.mp4"])
-    command = [sys.executable, "-m", "jobs.cli", "index", f"{root}/v", "--out", f"{root}/m"]
+    command = [sys.executable, "-m", "tubelet_jobs", "index", f"{root}/v", "--out", f"{root}/m"]
     job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert job.stderr is not None

@@ -8,12 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpus_support import ODD_NAMES, put, put_text
-
-from pipeline.config import UserError
-from pipeline.corpus import storage
-from pipeline.corpus.labels import LabelRow, Labels, load_labels
-from pipeline.corpus.storage import DEFAULT_OPTIONS, list_objects
+from support.corpus import ODD_NAMES, put, put_text
+from tubelet import storage
+from tubelet.config import UserError
+from tubelet.corpus.labels import LabelRow, Labels, load_labels
+from tubelet.storage import DEFAULT_OPTIONS, list_objects
 
 
 def _load(source: str, src: str, split_column: str = "split") -> Labels:

@@ -9,11 +9,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from pipeline.config import UserError
-from pipeline.corpus import storage
-from pipeline.corpus.fingerprint import Fingerprint, fingerprint
-from pipeline.corpus.manifest import (
+from tubelet import storage
+from tubelet.config import UserError
+from tubelet.corpus.fingerprint import Fingerprint, fingerprint
+from tubelet.corpus.manifest import (
     SCHEMA,
     Manifest,
     ManifestSlices,
@@ -23,7 +22,7 @@ from pipeline.corpus.manifest import (
     schema_with,
     write_manifest,
 )
-from pipeline.corpus.selection import class_names, select
+from tubelet.corpus.selection import class_names, select
 
 
 def _table(**columns: Any) -> pa.Table:

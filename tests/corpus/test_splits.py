@@ -6,13 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from corpus_support import put, put_text
-
-from pipeline.config import UserError
-from pipeline.corpus.labels import NO_LABELS, LabelRow, NoLabels, load_labels
-from pipeline.corpus.manifest import key_of
-from pipeline.corpus.splits import SplitRule, parse_split, split_column_of
-from pipeline.corpus.storage import DEFAULT_OPTIONS
+from support.corpus import put, put_text
+from tubelet.config import UserError
+from tubelet.corpus.labels import NO_LABELS, LabelRow, NoLabels, load_labels
+from tubelet.corpus.manifest import key_of
+from tubelet.corpus.splits import SplitRule, parse_split, split_column_of
+from tubelet.storage import DEFAULT_OPTIONS
 
 
 def _rule(spec: str | None) -> SplitRule:

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from labelling_support import tiny_bundle
 from support import S3Bucket
-
-from jobs import cli
-from jobs.demo_corpus import write_corpus
-from pipeline.config import UserError
-from pipeline.corpus import local_s3
-from pipeline.corpus.index import IndexConfig, index_corpus
-from pipeline.corpus.lock import OutputLock
+from support.labelling import tiny_bundle
+from tubelet.config import UserError
+from tubelet.corpus.index import IndexConfig, index_corpus
+from tubelet.storage import local_s3
+from tubelet.storage.lock import OutputLock
+from tubelet_jobs import cli
+from tubelet_jobs.demo_corpus import write_corpus
 
 TUBELET = Path(sys.executable).with_name("tubelet")
 

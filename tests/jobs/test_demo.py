@@ -18,14 +18,13 @@ import numpy.typing as npt
 import pyarrow.dataset as ds
 import pytest
 from support import S3Bucket
-
-from jobs import evaluate, index
-from jobs.demo import DemoConfig, Places, Step, Steps, run_demo, run_jobs, shapes
-from jobs.demo_corpus import MOTIONS, encode, write_corpus
-from pipeline.config import UserError
-from pipeline.corpus import storage
-from pipeline.corpus.local_s3 import LocalS3
-from pipeline.corpus.manifest import read_manifest
+from tubelet import storage
+from tubelet.config import UserError
+from tubelet.corpus.manifest import read_manifest
+from tubelet.storage.local_s3 import LocalS3
+from tubelet_jobs import evaluate, index
+from tubelet_jobs.demo import DemoConfig, Places, Step, Steps, run_demo, run_jobs, shapes
+from tubelet_jobs.demo_corpus import MOTIONS, encode, write_corpus
 
 TUBELET = Path(sys.executable).with_name("tubelet")
 

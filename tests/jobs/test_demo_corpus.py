@@ -14,8 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-
-from jobs.demo_corpus import MOTIONS, Corpus, encode, render, write_corpus
+from tubelet_jobs.demo_corpus import MOTIONS, Corpus, encode, render, write_corpus
 
 PER_CLASS = 50
 

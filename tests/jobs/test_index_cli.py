@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from corpus_support import put, put_text, put_videos
 from support import S3Bucket
-
-from pipeline.corpus.manifest import read_manifest
+from support.corpus import put, put_text, put_videos
+from tubelet.corpus.manifest import read_manifest
 
 
 def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -11,9 +11,8 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 from support import S3Bucket
-
-from jobs.demo_corpus import write_corpus
-from pipeline.corpus import storage
+from tubelet import storage
+from tubelet_jobs.demo_corpus import write_corpus
 
 TUBELET = Path(sys.executable).with_name("tubelet")
 STEPS = ("max_steps=4", "batch=8", "checkpoint_every=4")

@@ -19,11 +19,10 @@ from pathlib import Path
 
 import pytest
 from support import S3Bucket
-
-from jobs.demo_corpus import write_corpus
-from jobs.remote.client import connect
-from pipeline.corpus import storage
-from pipeline.corpus.manifest import read_manifest
+from tubelet import storage
+from tubelet.corpus.manifest import read_manifest
+from tubelet_jobs.demo_corpus import write_corpus
+from tubelet_jobs.remote.client import connect
 
 BIN = Path(sys.executable).parent
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from jobs.remote.client import _LogPrinter, _pack, auth_token
-from jobs.remote.plan import JobPlan, forwarded_env, plan_job
-from pipeline.config import UserError
+from tubelet.config import UserError
+from tubelet_jobs.remote.client import _LogPrinter, _pack, auth_token
+from tubelet_jobs.remote.plan import JobPlan, forwarded_env, plan_job
 
 TRAIN = ["train", "--manifest", "s3://b/m", "--out", "s3://b/run"]
 SERVER = ["--tracking-uri", "http://mlflow:5000"]
@@ -101,8 +100,13 @@ def test_package_is_code_and_shipped_files_only(tmp_path: Path) -> None:
     _pack(JobPlan(("train",), {"files/recipe.yaml": recipe}), tmp_path / "pack")
     files = [path for path in (tmp_path / "pack").rglob("*") if path.is_file()]
     names = {path.relative_to(tmp_path / "pack").as_posix() for path in files}
-    assert {"jobs/cli.py", "jobs/recipes/tiny.yaml", "pipeline/config.py", "files/recipe.yaml"} <= names
-    assert {name.split("/")[0] for name in names} == {"jobs", "pipeline", "files"}
+    assert {
+        "tubelet_jobs/cli.py",
+        "tubelet_jobs/recipes/tiny.yaml",
+        "tubelet/config.py",
+        "files/recipe.yaml",
+    } <= names
+    assert {name.split("/")[0] for name in names} == {"tubelet_jobs", "tubelet", "files"}
     assert not [name for name in names if "__pycache__" in name]
     assert sum(path.stat().st_size for path in files) < 5_000_000
 

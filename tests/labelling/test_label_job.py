@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from labelling_support import (
+from support import S3Bucket
+from support.labelling import (
     CLASSES,
     assert_one_row_each,
     fitted_bundle,
@@ -24,11 +25,9 @@ from labelling_support import (
     write_scenes,
     write_video,
 )
-from support import S3Bucket
-
-from pipeline.config import UserError, load_settings
-from pipeline.corpus import storage
-from pipeline.labelling import LabelConfig, LabelJob, Summary
+from tubelet import storage
+from tubelet.config import UserError, load_settings
+from tubelet.labelling.job import LabelConfig, LabelJob, Summary
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -257,7 +256,7 @@ def test_another_model_is_refused(corpus: Path, tmp_path: Path, label: Label) ->
 
 
 def test_second_job_on_one_output_is_refused(corpus: Path, tmp_path: Path, label: Label) -> None:
-    from pipeline.corpus.lock import OutputLock
+    from tubelet.storage.lock import OutputLock
 
     with OutputLock(str(tmp_path / "out"), job="tubelet label"), pytest.raises(UserError, match="in use"):
         label(corpus, tmp_path / "out")

@@ -26,12 +26,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from labelling_support import assert_one_row_each, read_rows, tiny_bundle, write_video
 from support import wait_until
-
-from pipeline.corpus import storage
-from pipeline.corpus.index import IndexConfig, index_corpus
-from pipeline.corpus.local_s3 import LocalS3
+from support.labelling import assert_one_row_each, read_rows, tiny_bundle, write_video
+from tubelet import storage
+from tubelet.corpus.index import IndexConfig, index_corpus
+from tubelet.storage.local_s3 import LocalS3
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -240,7 +239,7 @@ def kill_some(word: str, times: int, seed: int) -> Callable[[int], None]:
 
 
 def test_decode_processes_are_killed(world: World) -> None:
-    disturb(world, "s3://kills/sandbox", kill_some("pipeline.video.child", 6, 1))
+    disturb(world, "s3://kills/sandbox", kill_some("tubelet.video.child", 6, 1))
     check(world, "s3://kills/sandbox", "6 decode processes killed")
 
 

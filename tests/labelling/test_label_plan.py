@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-
-from pipeline.config import UserError, load_settings
-from pipeline.corpus.manifest import SCHEMA, key_of
-from pipeline.labelling.guard import ErrorGuard
-from pipeline.labelling.output import OutputFiles
-from pipeline.labelling.plan import Plan, make_plan, read_shard
-from pipeline.labelling.published import Published
-from pipeline.labelling.schema import RowShape, table_of
-from pipeline.labelling.windows import Windows, intervals_table, merge_windows, seconds
+from tubelet.config import UserError, load_settings
+from tubelet.corpus.manifest import SCHEMA, key_of
+from tubelet.inference.error_rate import ErrorGuard
+from tubelet.inference.output import OutputFiles
+from tubelet.inference.published import Published
+from tubelet.inference.schema import RowShape, table_of
+from tubelet.labelling.plan import Plan, make_plan, read_shard
+from tubelet.labelling.windows import Windows, intervals_table, merge_windows, seconds
 
 
 def manifest_of(*rows: dict[str, Any]) -> pa.Table:

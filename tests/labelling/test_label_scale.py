@@ -18,10 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
 import ray
-from labelling_support import tiny_bundle, write_video
-
-from pipeline.corpus.index import IndexConfig, index_corpus
-from pipeline.corpus.manifest import key_of, read_manifest, write_manifest
+from support.labelling import tiny_bundle, write_video
+from tubelet.corpus.index import IndexConfig, index_corpus
+from tubelet.corpus.manifest import key_of, read_manifest, write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 

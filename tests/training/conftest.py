@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training_process import Train
-from training_support import write_corpus
+from support.training import write_corpus
+from support.training_process import Train
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,10 @@ import colorsys
 import numpy as np
 import pytest
 import torch
-
-from pipeline.training import augment
-from pipeline.training.augment import OPERATIONS, ClipAugment
-from pipeline.training.recipe import AugmentSettings, RandAugmentSettings
-from pipeline.vivit import ViViTConfig, clip_to_tubelets, tubelets_to_clip
+from tubelet.training import augment
+from tubelet.training.augment import OPERATIONS, ClipAugment
+from tubelet.training.recipe import AugmentSettings, RandAugmentSettings
+from tubelet.vivit import ViViTConfig, clip_to_tubelets, tubelets_to_clip
 
 CONFIG = ViViTConfig.preset("tiny-8x2-model1", classes=3)
 ALL = AugmentSettings(colour=0.5, grey=0.3, randaugment=RandAugmentSettings(layers=2, magnitude=15))

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 from support import S3Bucket
-
-from pipeline.corpus import storage
-from pipeline.training import checkpoint
-from pipeline.training.checkpoint import MARKER, CheckpointStore, CheckpointWriter
+from tubelet import storage
+from tubelet.training import checkpoint
+from tubelet.training.checkpoint import MARKER, CheckpointStore, CheckpointWriter
 
 
 @pytest.fixture(params=["local", "s3"])

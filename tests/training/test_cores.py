@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-
-from pipeline.config import usable_cores
-from pipeline.training.loop import use_cores
+from tubelet.config import usable_cores
+from tubelet.training.loop import use_cores
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_support import Run, run_on_ranks, run_rank, weights_of, write_corpus
+from support.training import Run, run_on_ranks, run_rank, weights_of, write_corpus
 
 # Everything that has a state or draws numbers.
 ALL_KNOBS = (

@@ -8,15 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from training_support import moving_square, write_video
-
-from pipeline.corpus.manifest import key_of, read_manifest, schema_with, write_manifest
-from pipeline.models import ModelBundle
-from pipeline.training.build import initial_model
-from pipeline.training.evaluation import EvaluationConfig, evaluate_model
-from pipeline.training.fit import fit
-from pipeline.training.prepare import Request, prepare
-from pipeline.training.recipe import load_recipe
+from support.training import moving_square, write_video
+from tubelet.corpus.manifest import key_of, read_manifest, schema_with, write_manifest
+from tubelet.evaluation.evaluate import EvaluationConfig, evaluate_model
+from tubelet.inference.bundle import ModelBundle
+from tubelet.training.build import initial_model
+from tubelet.training.fit import fit
+from tubelet.training.prepare import Request, prepare
+from tubelet_jobs.recipes import load_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.usefixtures("ray_cluster")]
 

@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from vivit_support import Golden, config_of, golden_config, golden_files
-
-from pipeline.training.losses import Objective
-from pipeline.training.metrics import joint_correct, mean_logits, topk_correct
-from pipeline.training.mixup import Mix, apply_mix
-from pipeline.training.optim import clip_gradients, make_optimiser, set_lr
-from pipeline.training.recipe import OptimiserSettings
-from pipeline.training.schedule import Schedule
-from pipeline.vivit import ViViTConfig, load_scenic
+from support.vivit import Golden, config_of, golden_config, golden_files
+from tubelet.evaluation.metrics import joint_correct, mean_logits, topk_correct
+from tubelet.training.losses import Objective
+from tubelet.training.mixup import Mix, apply_mix
+from tubelet.training.optim import clip_gradients, make_optimiser, set_lr
+from tubelet.training.recipe import OptimiserSettings
+from tubelet.training.schedule import Schedule
+from tubelet.vivit import ViViTConfig, load_scenic
 
 KINDS = ("scenic_lr", "scenic_losses", "scenic_train")
 

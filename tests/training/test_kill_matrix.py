@@ -7,9 +7,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from training_process import Train, check, is_complete
-
-from pipeline.corpus import storage
+from support.training_process import Train, check, is_complete
+from tubelet import storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pipeline.training.losses import Objective
-from pipeline.training.mixup import Mix, apply_mix, draw_mix
-from pipeline.training.optim import (
+from tubelet.training.losses import Objective
+from tubelet.training.mixup import Mix, apply_mix, draw_mix
+from tubelet.training.optim import (
     Ema,
     clip_gradients,
     freeze_backbone,
@@ -20,8 +19,8 @@ from pipeline.training.optim import (
     parameter_groups,
     set_lr,
 )
-from pipeline.training.recipe import AugmentSettings, OptimiserSettings
-from pipeline.vivit import ViViT, ViViTConfig, tubelets_to_clip
+from tubelet.training.recipe import AugmentSettings, OptimiserSettings
+from tubelet.vivit import ViViT, ViViTConfig, tubelets_to_clip
 
 CONFIG = ViViTConfig.preset("tiny-8x2-model2", classes=3)
 

@@ -15,10 +15,9 @@ from typing import Any
 import psutil
 import pytest
 from support import free_port, mlflow_server, wait_until
-from training_process import Train, check, is_complete
-from training_support import weights_of
-
-from pipeline.corpus.local_s3 import LocalS3
+from support.training import weights_of
+from support.training_process import Train, check, is_complete
+from tubelet.storage.local_s3 import LocalS3
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_support import Run, run_on_ranks, weights_of
-
-from pipeline.training.prepare import INITIAL
+from support.training import Run, run_on_ranks, weights_of
+from tubelet.training.prepare import INITIAL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-
-from pipeline.config import UserError
-from pipeline.training.prepare import model_config
-from pipeline.training.recipe import RECIPES, Recipe, load_recipe, recipe_names
-from pipeline.training.schedule import Schedule
-from pipeline.vivit import ViViT
+from tubelet.config import UserError
+from tubelet.training.prepare import model_config
+from tubelet.training.recipe import Recipe
+from tubelet.training.schedule import Schedule
+from tubelet.vivit import ViViT
+from tubelet_jobs.recipes import RECIPES, load_recipe, recipe_names
 
 PAPER = [name for name in recipe_names() if not name.startswith("tiny")]
 

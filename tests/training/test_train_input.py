@@ -7,13 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from training_support import RECIPE, write_corpus
-
-from pipeline.config import UserError
-from pipeline.corpus.manifest import read_manifest, write_manifest
-from pipeline.training.build import initial_model
-from pipeline.training.prepare import Request, prepare, write_record
-from pipeline.training.recipe import load_recipe
+from support.training import RECIPE, write_corpus
+from tubelet.config import UserError
+from tubelet.corpus.manifest import read_manifest, write_manifest
+from tubelet.training.build import initial_model
+from tubelet.training.prepare import Request, prepare, write_record
+from tubelet_jobs.recipes import load_recipe
 
 
 @pytest.fixture(scope="module")

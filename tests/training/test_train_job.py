@@ -9,16 +9,15 @@ from uuid import uuid4
 
 import mlflow
 import pytest
-from training_support import RECIPE, write_corpus
-
-from pipeline.corpus import storage
-from pipeline.corpus.local_s3 import LocalS3
-from pipeline.models import ModelBundle
-from pipeline.training.build import initial_model
-from pipeline.training.checkpoint import CheckpointStore
-from pipeline.training.fit import fit
-from pipeline.training.prepare import Request, prepare
-from pipeline.training.recipe import load_recipe
+from support.training import RECIPE, write_corpus
+from tubelet import storage
+from tubelet.inference.bundle import ModelBundle
+from tubelet.storage.local_s3 import LocalS3
+from tubelet.training.build import initial_model
+from tubelet.training.checkpoint import CheckpointStore
+from tubelet.training.fit import fit
+from tubelet.training.prepare import Request, prepare
+from tubelet_jobs.recipes import load_recipe
 
 STEPS = 6
 

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-
-from jobs import bench
-from jobs.bench import BenchOptions
-from jobs.benches import decode, decode_corpus
-from pipeline.config import UserError
-from pipeline.video import probe
+from tubelet.config import UserError
+from tubelet.video import probe
+from tubelet_jobs import bench
+from tubelet_jobs.bench import BenchOptions
+from tubelet_jobs.benches import decode, decode_corpus
 
 
 def test_rows_have_what_readers_rely_on(tmp_path: Path, capsys) -> None:

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from video_support import make_video, pictures, sequential
-
-from pipeline.video import (
+from support.video import make_video, pictures, sequential
+from tubelet.video import (
     Dense,
     Frames,
     Random,
@@ -231,10 +230,10 @@ def test_a_window_is_all_that_exists(gops: Path) -> None:
 
 def test_what_is_decoded_is_what_is_needed(gops: Path) -> None:
     """A frame deep in the video costs its group of pictures, not the video."""
-    from pipeline.video.container import open_video
-    from pipeline.video.engine import IndexedDecoder
-    from pipeline.video.limits import Budget, Limits
-    from pipeline.video.table import build_table
+    from tubelet.video.container import open_video
+    from tubelet.video.engine import IndexedDecoder
+    from tubelet.video.limits import Budget, Limits
+    from tubelet.video.table import build_table
 
     with open_video(gops, Budget(Limits())) as video:
         table = build_table(video)
@@ -247,7 +246,7 @@ def test_what_is_decoded_is_what_is_needed(gops: Path) -> None:
 
 def test_scaled_colours_are_close_to_exact_arithmetic(tmp_path: Path) -> None:
     """Much colour in fine detail: no bias, no nearest-neighbour colour. By BT.601, in floating point."""
-    from jobs.benches.decode_corpus import Recipe, make
+    from tubelet_jobs.benches.decode_corpus import Recipe, make
 
     path = make(Recipe("colour", "h264", "libx264", 340, 256, 30, frames=10), tmp_path)
     frame = sequential(path).frames[5]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from pipeline.video import Box, JitterCrop, ResizedCrop, ShortSide, Stretch
-from pipeline.video.picture import Orientation
+from tubelet.video import Box, JitterCrop, ResizedCrop, ShortSide, Stretch
+from tubelet.video.picture import Orientation
 
 sides = st.integers(1, 5000)
 units = st.floats(0, 1, exclude_max=True)

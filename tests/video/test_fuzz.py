@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from video_support import make_video
-
-from pipeline.video import DecodeError, Limits, Sandbox, ShortSide, Uniform, View
+from support.video import make_video
+from tubelet.video import DecodeError, Limits, Sandbox, ShortSide, Uniform, View
 
 VIEWS = [View(Uniform(4), ShortSide(32, 32))]
 

@@ -16,10 +16,9 @@ import av
 import numpy as np
 import pytest
 from support import SHARED
-
-from pipeline.video import Box, Clock, Dense, JitterCrop, Linspace, Middle, ShortSide
-from pipeline.video import test_views as views_of
-from pipeline.video.picture import Painter, Shape
+from tubelet.video import Box, Clock, Dense, JitterCrop, Linspace, Middle, ShortSide
+from tubelet.video import test_views as views_of
+from tubelet.video.picture import Painter, Shape
 
 KINDS = ("dmvr_preprocess", "hf_preprocess")
 

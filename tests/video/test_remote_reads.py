@@ -9,10 +9,9 @@ import boto3
 import numpy as np
 import pytest
 from support import S3Bucket
-from video_support import make_video
-
-from pipeline.corpus.opener import ObjectOpener
-from pipeline.video import Dense, Linspace, Sandbox, ShortSide, View, decode_views, probe
+from support.video import make_video
+from tubelet.storage.opener import ObjectOpener
+from tubelet.video import Dense, Linspace, Sandbox, ShortSide, View, decode_views, probe
 
 MIB = 1 << 20
 
@@ -96,7 +95,7 @@ def test_a_clip_from_the_middle_reads_its_part_only(remote) -> None:
 
 
 def test_a_lost_object_is_not_found(s3: S3Bucket) -> None:
-    from pipeline.video import DecodeError
+    from tubelet.video import DecodeError
 
     with Sandbox() as sandbox, pytest.raises(DecodeError) as caught:
         sandbox.probe(ObjectOpener(f"s3://{s3.bucket}/{s3.prefix}/none.mp4", 1000))

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-
-from pipeline.video import AtFps, Clock, Dense, Frames, Linspace, Middle, Random, Times, Uniform, test_views
-from pipeline.video.sampling import TIME_TOLERANCE_S
+from tubelet.video import AtFps, Clock, Dense, Frames, Linspace, Middle, Random, Times, Uniform, test_views
+from tubelet.video.sampling import TIME_TOLERANCE_S
 
 gaps = st.lists(st.floats(1e-3, 30.0), min_size=1, max_size=200)
 units = st.floats(0, 1, exclude_max=True)

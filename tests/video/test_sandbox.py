@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from video_sources import Bomb, Broken, Crash, Hang, gone
-from video_support import make_video
-
-from pipeline.video import (
+from support.video import make_video
+from support.video_sources import Bomb, Broken, Crash, Hang, gone
+from tubelet.video import (
     DecodeError,
     Dense,
     Frames,
@@ -156,11 +155,11 @@ def test_no_child_outlives_its_parent(video: Path, tmp_path: Path, busy: bool) -
     script.write_text(
         "import sys, io, time\n"
         f"sys.path[:0] = {[p for p in sys.path if p]!r}\n"
-        "from pipeline.video import Sandbox\n"
+        "from tubelet.video import Sandbox\n"
         "box = Sandbox()\n"
         f"box.probe({str(video)!r})\n"
         "print(box.pid, flush=True)\n"
-        + ("from video_sources import Hang\nbox.probe(Hang)\n" if busy else "time.sleep(600)\n")
+        + ("from support.video_sources import Hang\nbox.probe(Hang)\n" if busy else "time.sleep(600)\n")
     )
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

@@ -14,9 +14,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 from _pytest.mark import ParameterSet
-from video_support import Listed, listed_videos, make_video, sequential
-
-from pipeline.video import DecodeError, Frames, Limits, Sandbox, ShortSide, Uniform, VideoInfo, View
+from support.video import Listed, listed_videos, make_video, sequential
+from tubelet.video import DecodeError, Frames, Limits, Sandbox, ShortSide, Uniform, VideoInfo, View
 
 X264 = {"preset": "veryfast", "bf": "3", "sc_threshold": "0"}
 # Pixels of reference decoding a file: an 8K file is compared in a few frames, a small one in all.

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-from pipeline.vivit import (
+from tubelet.vivit import (
     PRESETS,
     ViViT,
     ViViTConfig,
@@ -93,9 +92,9 @@ def test_parts_of_model_3_stand_apart() -> None:
 def test_table_names_every_preset(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What `python -m pipeline.vivit` prints."""
+    """What `python -m tubelet.vivit` prints."""
     monkeypatch.setattr("sys.argv", ["vivit"])
-    runpy.run_module("pipeline.vivit", run_name="__main__")
+    runpy.run_module("tubelet.vivit", run_name="__main__")
     out = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in out.splitlines()}
     assert set(PRESETS) <= set(rows)

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from support.vivit import randomised
 from torch import Tensor
-from vivit_support import randomised
-
-from pipeline.vivit import ViViT, ViViTConfig, fold_normalisation
-from pipeline.vivit.layers import Attention
+from tubelet.vivit import ViViT, ViViTConfig, fold_normalisation
+from tubelet.vivit.layers import Attention
 
 VARIANTS = ("model1", "model2", "model3", "model4", "average")
 # Root mean square difference from float32 over the logits' standard deviation: 0.003 to 0.018 seen.

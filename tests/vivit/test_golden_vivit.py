@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.vivit import Golden, config_of, golden_config, golden_files, image_config, randomised
 from torch import Tensor
-from vivit_support import Golden, config_of, golden_config, golden_files, image_config, randomised
-
-from pipeline.vivit import (
+from tubelet.vivit import (
     ViViT,
     ViViTConfig,
     init_from_image,
@@ -25,7 +24,7 @@ from pipeline.vivit import (
     load_scenic,
     to_scenic,
 )
-from pipeline.vivit.scenic import assign
+from tubelet.vivit.scenic import assign
 
 LOGITS, SUMMED_LOGITS, GRADIENTS, INIT, LOSS = 5e-6, 1e-5, 3e-5, 5e-6, 1e-5
 TOKENS = 2e-5  # final tokens reach values of 4 and more, logits stay below 1

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from vivit_support import OWN_GOLDEN, Golden, randomised
-
-from pipeline.vivit import ViViT, ViViTConfig, load_huggingface, save_huggingface
+from support.vivit import OWN_GOLDEN, Golden, randomised
+from tubelet.vivit import ViViT, ViViTConfig, load_huggingface, save_huggingface
 
 
 @pytest.mark.parametrize(

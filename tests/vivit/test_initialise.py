@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from pipeline.vivit import ViViT, ViViTConfig, initialise, to_scenic
+from tubelet.vivit import ViViT, ViViTConfig, initialise, to_scenic
 
 
 def drawn(variant: str = "model3", **options: str) -> tuple[ViViT, dict[str, Tensor]]:

@@ -11,9 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from pipeline.vivit import ViViT, ViViTConfig
-from pipeline.vivit.layers import Attention
+from tubelet.vivit import ViViT, ViViTConfig
+from tubelet.vivit.layers import Attention
 
 VARIANTS = ("model1", "model2", "model3", "model4")
 # A sum over tokens gets three of the four cases right at best.

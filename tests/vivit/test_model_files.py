@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from vivit_support import randomised
-
-from pipeline.vivit import PRESETS, ViViT, ViViTConfig, load_model, read_header, save_model
+from support.vivit import randomised
+from tubelet.vivit import PRESETS, ViViT, ViViTConfig, load_model, read_header, save_model
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("tiny")])

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from vivit_support import OWN_GOLDEN, Golden, config_of
-
-from pipeline.vivit import load_scenic, model
-from pipeline.vivit.layers import Attention
+from support.vivit import OWN_GOLDEN, Golden, config_of
+from tubelet.vivit import load_scenic, model
+from tubelet.vivit.layers import Attention
 
 TOLERANCE = 5e-6
 

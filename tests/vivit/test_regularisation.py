@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.vivit import randomised
 from torch import Tensor
-from vivit_support import randomised
-
-from pipeline.vivit import ViViT, ViViTConfig
-from pipeline.vivit.layers import Dropout, StochasticDepth
+from tubelet.vivit import ViViT, ViViTConfig
+from tubelet.vivit.layers import Dropout, StochasticDepth
 
 
 def rates(model: ViViT) -> list[list[float]]:

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.vivit import randomised
 from torch import Tensor
-from vivit_support import randomised
-
-from pipeline.vivit import ViViT, ViViTConfig, attention_rollout, heat_maps
-from pipeline.vivit.layers import Attention
+from tubelet.vivit import ViViT, ViViTConfig, attention_rollout, heat_maps
+from tubelet.vivit.layers import Attention
 
 VARIANTS = ("model1", "model2", "model3", "model4", "average")
 

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.vivit import OWN_GOLDEN, Golden, image_config, randomised
 from torch import Tensor
-from vivit_support import OWN_GOLDEN, Golden, image_config, randomised
-
-from pipeline.vivit import (
+from tubelet.vivit import (
     InitOptions,
     LoadReport,
     ViViT,
@@ -24,7 +23,7 @@ from pipeline.vivit import (
     save_model,
     to_scenic,
 )
-from pipeline.vivit.transfer import resize_grid, temporal_weights
+from tubelet.vivit.transfer import resize_grid, temporal_weights
 
 VARIANTS = ("model1", "model2", "model3", "model4", "average")
 IMAGE = OWN_GOLDEN / "scenic_vit_image_token.npz"

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from vivit_support import randomised
-
-from pipeline.vivit import (
+from support.vivit import randomised
+from tubelet.vivit import (
     ViViT,
     ViViTConfig,
     clip_to_tubelets,

@@ -7,8 +7,7 @@ import re
 from typing import Any
 
 import pytest
-
-from pipeline.vivit import PRESETS, ViViTConfig
+from tubelet.vivit import PRESETS, ViViTConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.vivit import randomised
 from torch import Tensor
-from vivit_support import randomised
-
-from pipeline.vivit import (
+from tubelet.vivit import (
     ViViT,
     ViViTConfig,
     clip_to_tubelets,

@@ -1,0 +1,259 @@
+"""The way to a cluster's job server: the token, the code's upload, the log, the exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tubelet.config import UserError
+
+from tubelet_jobs.common import say
+from tubelet_jobs.remote.plan import JobPlan
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+# Ray gives a stopped job 3 seconds by default: too few to end its MLflow run and leave no half a checkpoint.
+_STOP_WAIT_S = 60
+_POLL_S = 1.0
+_ATTEMPTS = 4
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client of the job server at ``address``, with the token where there is one.
+
+    Raises:
+        UserError: nobody answers, it is no job server, or it wants another token.
+    """
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    if not address.startswith(("http://", "https://")):
+        raise UserError(f"--address {address!r}: give the head's dashboard, http://HEAD:8265")
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they speak of each package and socket
+    token = auth_token(os.environ)
+    headers = {"Authorization": f"Bearer {token}"} if token else None
+    try:
+        with _without_addresses():  # Ray would prefer them to the address it is given
+            return JobSubmissionClient(address, headers=headers)
+    except AuthenticationError as error:
+        reason = "refuses this token" if token else "asks for a token"
+        raise UserError(
+            f"{address} {reason}: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
+        ) from error
+    except (ConnectionError, OSError) as error:
+        raise UserError(
+            f"nobody answers at {address}: is the head up, and its dashboard reachable?"
+        ) from error
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{address} is no Ray job server: {_first_line(error)}") from error
+
+
+def auth_token(environ: Mapping[str, str]) -> str | None:
+    """The cluster's token, from where Ray looks for it: the variable, the file it names, the file at home."""
+    if environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return None
+    if environ.get("RAY_AUTH_TOKEN"):
+        return environ["RAY_AUTH_TOKEN"].strip()
+    named = environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        return path.read_text("utf-8").strip() or None
+    except OSError as error:
+        if named:
+            raise UserError(f"RAY_AUTH_TOKEN_PATH: cannot read {named}: {error.strerror}") from error
+        return None
+
+
+def send(client: JobSubmissionClient, plan: JobPlan, env: Mapping[str, str]) -> str:
+    """Upload the code (a few hundred kilobytes, once for the same content) and start the job.
+
+    Returns:
+        The submission id.
+    """
+    job_id = f"tubelet-{plan.argv[0]}-{secrets.token_hex(6)}"
+    # The job's own ray.init passes the same variables on to its workers; without the override Ray takes
+    # that for a conflict.
+    variables = {**env, "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
+    with tempfile.TemporaryDirectory(prefix="tubelet-submit-") as name:
+        _pack(plan, Path(name))
+        request = {
+            "entrypoint": plan.entrypoint,
+            "runtime_env": {"working_dir": name, "env_vars": variables},
+            "metadata": {"tubelet.job": plan.argv[0]},
+        }
+        _submit_once(client, job_id, request)
+    return job_id
+
+
+def _submit_once(client: JobSubmissionClient, job_id: str, request: Mapping[str, Any]) -> None:
+    """Hand the job over. A head that is just starting drops requests: ask whether it has it, try again."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            client.submit_job(submission_id=job_id, **request)
+            return
+        except (OSError, RuntimeError) as error:
+            if _has(client, job_id):
+                return
+            if attempt == _ATTEMPTS - 1:
+                raise UserError(f"the cluster did not take the job: {_first_line(error)}") from error
+            time.sleep(_POLL_S * 2**attempt)
+
+
+def _has(client: JobSubmissionClient, job_id: str) -> bool:
+    try:
+        client.get_job_status(job_id)
+    except (OSError, RuntimeError):
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def follow(client: JobSubmissionClient, job_id: str) -> int:
+    """Stream the job's log to stderr and its summary to stdout until it ends.
+
+    Returns:
+        The job's exit status: 0 done, 1 failed or stopped, 2 wrong usage.
+    """
+    printer = _LogPrinter()
+    with _terminate_as_interrupt():
+        try:
+            _stream(client, job_id, printer)
+        except KeyboardInterrupt:
+            say(f"stopping {job_id}; again Ctrl-C leaves it to itself")
+            client.stop_job(job_id)
+            _wait(client, job_id, _STOP_WAIT_S + 15)
+            raise
+    printer.close()
+    info = client.get_job_info(job_id)
+    if info.status == "SUCCEEDED":
+        return 0
+    if info.driver_exit_code is None:
+        say(f"{job_id} {info.status.lower()}: {(info.message or 'no reason given').splitlines()[0]}")
+    return info.driver_exit_code if info.driver_exit_code in (1, 2) else 1
+
+
+class _LogPrinter:
+    """Writes log text to stderr; the last line goes to stdout if it is a JSON object, the job's summary.
+
+    A stream that was cut off begins anew: ``restart`` makes the printer skip what it has shown.
+    """
+
+    def __init__(self) -> None:
+        self._shown = 0
+        self._skip = 0
+        self._line = ""
+        self._held = ""
+
+    def restart(self) -> None:
+        self._skip = self._shown
+
+    def feed(self, text: str) -> None:
+        new = text[self._skip :]
+        self._skip = max(0, self._skip - len(text))
+        self._shown += len(new)
+        *lines, self._line = (self._line + new).split("\n")
+        for line in lines:
+            self._show(line)
+
+    def close(self) -> None:
+        if self._line:
+            self._show(self._line)
+        if _is_summary(self._held):
+            print(self._held, flush=True)
+        elif self._held:
+            say(self._held)
+
+    def _show(self, line: str) -> None:
+        if self._held:
+            say(self._held)
+        self._held = line
+
+
+def _is_summary(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _stream(client: JobSubmissionClient, job_id: str, printer: _LogPrinter) -> None:
+    """Follow the log until the job has ended; a connection that breaks is opened again."""
+
+    async def tail() -> None:
+        async for text in client.tail_job_logs(job_id):
+            printer.feed(text)
+
+    failures = 0
+    while True:
+        with contextlib.suppress(RuntimeError, OSError, asyncio.TimeoutError):
+            asyncio.run(tail())
+        try:
+            if client.get_job_status(job_id) in _ENDED:
+                return
+            failures = 0
+        except (RuntimeError, OSError) as error:
+            failures += 1
+            if failures == 30:
+                raise UserError(
+                    f"the cluster does not answer any more; {job_id} may still run there"
+                ) from error
+        printer.restart()
+        time.sleep(_POLL_S)
+
+
+def _wait(client: JobSubmissionClient, job_id: str, deadline_s: float) -> None:
+    end_s = time.monotonic() + deadline_s
+    while time.monotonic() < end_s and client.get_job_status(job_id) not in _ENDED:
+        time.sleep(_POLL_S)
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM stops the job as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _without_addresses() -> Iterator[None]:
+    held = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
+    try:
+        yield
+    finally:
+        os.environ.update({name: value for name, value in held.items() if value is not None})
+
+
+def _pack(plan: JobPlan, folder: Path) -> None:
+    """The two packages and the shipped files; nothing else of a checkout."""
+    from tubelet import config
+
+    skip = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for source in (Path(__file__).parents[1], Path(config.__file__).parent):
+        shutil.copytree(source, folder / source.name, ignore=skip)
+    for target, source in plan.files.items():
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / target)

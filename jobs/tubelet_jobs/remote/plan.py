@@ -1,0 +1,164 @@
+"""What is sent to a cluster: the job's arguments, checked, and the files that travel along."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import typer
+from tubelet import storage
+from tubelet.config import UserError
+
+# Jobs that make sense on a cluster; `demo` brings a server of its own, `bench` measures this machine.
+_JOBS = ("index", "prepare", "train", "evaluate", "label", "review")
+# Parameters that are places, with the flag to name in an error.
+_PLACES = {
+    "src": "SRC",
+    "source": "SRC",
+    "predictions": "PREDICTIONS",
+    "manifest": "--manifest",
+    "out": "--out",
+    "model": "--model",
+    "init": "--init",
+}
+# Small files that the job reads at its start: they travel with the code.
+_SHIPPED = ("recipe", "labels")
+_FORWARDED = ("AWS_", "MLFLOW_", "TUBELET_")
+# These name files or profiles of this machine, which the nodes don't have.
+_LOCAL = (
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CA_BUNDLE",
+    "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
+)
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What is sent: the job's arguments as the cluster gets them, and the files that travel along."""
+
+    argv: tuple[str, ...]
+    files: Mapping[str, Path]
+    """Name below the working folder there -> file here."""
+
+    @property
+    def entrypoint(self) -> str:
+        """The shell command that the head runs in the working folder."""
+        return shlex.join(["python", "-m", "tubelet_jobs", *self.argv])
+
+
+def plan_job(
+    argv: Sequence[str], *, address: str = "", shared: Sequence[str] = (), env: Mapping[str, str]
+) -> JobPlan:
+    """Check a job's arguments against its own command line, and against what other nodes can reach.
+
+    Raises:
+        UserError: a job that is not for clusters, or a place on this machine alone.
+        click.UsageError: the job itself would refuse its arguments.
+    """
+    if not argv or argv[0] not in _JOBS:
+        raise UserError(f"{' '.join(argv[:1])!r} is no job for a cluster: choose of {', '.join(_JOBS)}")
+    params = _parse(argv)
+    replaced: dict[str, str] = {}
+    files: dict[str, Path] = {}
+    for name, flag in _PLACES.items():
+        for value in _values(params.get(name)):
+            replaced[value] = _reachable(value, flag, shared)
+    for name in _SHIPPED:
+        for value in _values(params.get(name)):
+            if not storage.is_remote(value) and Path(value).is_file():
+                target = f"files/{name}{Path(value).suffix}"
+                files[target], replaced[value] = Path(value), target
+    if "tracking_uri" in params:
+        _check_tracking(params["tracking_uri"], address, shared)
+    _check_endpoint(env, address)
+    return JobPlan(tuple(_swap(word, replaced) for word in argv), files)
+
+
+def forwarded_env(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of the environment is set on the nodes as well."""
+    return {k: v for k, v in environ.items() if k.startswith(_FORWARDED) and k not in _LOCAL}
+
+
+def _parse(argv: Sequence[str]) -> dict[str, Any]:
+    """The job's parameters, by its own command line."""
+    from tubelet_jobs.cli import app
+
+    group = typer.main.get_command(app)
+    job = group.get_command(group.make_context("tubelet", [], resilient_parsing=True), argv[0])  # type: ignore[attr-defined]
+    if job is None:
+        raise UserError(f"this version of tubelet has no job {argv[0]!r}")
+    return dict(job.make_context(f"tubelet {argv[0]}", list(argv[1:])).params)
+
+
+def _values(value: Any) -> Iterable[str]:
+    if value is None:
+        return ()
+    return [str(v) for v in value] if isinstance(value, (list, tuple)) else [str(value)]
+
+
+def _reachable(value: str, flag: str, shared: Sequence[str]) -> str:
+    """``value`` as the nodes can use it."""
+    if storage.is_remote(value) or value.startswith(("runs:/", "models:/", "hf:", "timm:")):
+        return value
+    path = storage.normalise_uri(value)
+    if not _below(path, shared):
+        raise UserError(
+            f"{flag} {value} lies on this machine, where other nodes cannot reach it.\n"
+            f"Use s3:// or gs://, or --shared-fs DIR (before --) for a folder that all nodes have mounted."
+        )
+    return path
+
+
+def _below(path: str, folders: Sequence[str]) -> bool:
+    return any(Path(path).is_relative_to(storage.normalise_uri(folder)) for folder in folders)
+
+
+def _check_tracking(uri: str | None, address: str, shared: Sequence[str]) -> None:
+    given = uri or "sqlite:///mlflow.db (the default)"
+    parts = urlsplit(uri or "sqlite:")
+    if parts.scheme in ("http", "https"):
+        if _is_loopback(parts.hostname) and not _is_loopback(urlsplit(address).hostname):
+            raise UserError(
+                f"tracking server {uri} is this machine as seen from itself: name it in --tracking-uri"
+            )
+        return
+    if parts.scheme.startswith(("postgresql", "mysql", "mssql")) or uri == "databricks":
+        return
+    path = parts.path[1:] if parts.scheme == "sqlite" else parts.path
+    if not (path.startswith("/") and _below(path, shared)):
+        raise UserError(
+            f"tracking {given} lies on this machine, where other nodes cannot reach it.\n"
+            "Run `mlflow server` and name it: --tracking-uri http://HOST:5000 or MLFLOW_TRACKING_URI."
+        )
+
+
+def _check_endpoint(env: Mapping[str, str], address: str) -> None:
+    endpoint = env.get("AWS_ENDPOINT_URL")
+    if (
+        endpoint
+        and _is_loopback(urlsplit(endpoint).hostname)
+        and not _is_loopback(urlsplit(address).hostname)
+    ):
+        raise UserError(f"AWS_ENDPOINT_URL={endpoint} is this machine as seen from itself: set its name")
+
+
+def _is_loopback(host: str | None) -> bool:
+    return host in (None, "localhost", "::1") or str(host).startswith("127.")
+
+
+def _swap(word: str, replaced: Mapping[str, str]) -> str:
+    if word in replaced:
+        return replaced[word]
+    option, equals, value = word.partition("=")
+    if equals and option.startswith("--") and value in replaced:
+        return f"{option}={replaced[value]}"
+    return word

@@ -1,0 +1,1 @@
+"""Which videos exist: listing, labels, splits and the manifest, the table that all other parts work from."""

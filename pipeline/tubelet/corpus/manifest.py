@@ -1,0 +1,328 @@
+"""The manifest: one Parquet table that says what the corpus is.
+
+A manifest named ``….parquet`` is that one file. Any other name is a folder which holds
+``manifest.parquet``, so that ``pandas.read_parquet``, Spark and PyArrow read the folder itself (DuckDB:
+``'FOLDER/*.parquet'``). Either way it is replaced whole, by one rename or one put: a reader sees the old or
+the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from tubelet import storage
+from tubelet.config import UserError
+from tubelet.corpus.digests import digests
+from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
+from tubelet.storage.pinned import ParquetSource, open_pinned, undisturbed
+
+STATUSES = ("ok", "error", "gone")
+# Readers need these; any other column of the schema is filled with nulls where a manifest lacks it.
+REQUIRED = ("key", "uri", "path", "etag", "size", "status")
+
+_BEFORE_LABELS = [
+    ("key", pa.string()),
+    ("segment", pa.int32()),
+    ("uri", pa.string()),
+    ("path", pa.string()),
+    ("etag", pa.string()),
+    ("size", pa.int64()),
+    ("status", pa.string()),
+    ("error_code", pa.string()),
+    ("error", pa.string()),
+]
+_AFTER_LABELS = [
+    ("split", pa.string()),
+    ("group", pa.string()),
+    ("codec", pa.string()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("rotation", pa.int32()),
+    ("fps", pa.float64()),
+    ("vfr", pa.bool_()),
+    ("frames", pa.int64()),
+    ("duration_s", pa.float64()),
+    ("start_s", pa.float64()),
+    ("keyframes_s", pa.list_(pa.float64())),
+    ("clip_start_s", pa.float64()),
+    ("clip_end_s", pa.float64()),
+    # In UTC, but without a zone: DuckDB's Python client cannot fetch zoned times unless pytz is there.
+    ("indexed_at", pa.timestamp("us")),
+]
+_METADATA_KEY = b"tubelet"
+# Rows of a manifest that are held at once where it is read in slices.
+_SLICE_ROWS = 4096
+
+
+def schema_with(labels: Mapping[str, bool] | None = None) -> pa.Schema:
+    """The manifest's schema with label columns ``name -> is it a list (multi-label)``, ``label`` always."""
+    kinds = {"label": False, **(labels or {})}
+    middle = [(name, pa.list_(pa.string()) if many else pa.string()) for name, many in kinds.items()]
+    return pa.schema([*_BEFORE_LABELS, *middle, *_AFTER_LABELS])
+
+
+SCHEMA = schema_with()
+
+
+def key_of(path: str) -> str:
+    """32 hexadecimal digits: the BLAKE2b-128 hash of the path relative to SRC.
+
+    The UTF-8 bytes are hashed as they are, not normalised: two objects never share a key. (Label files, which
+    people write by hand, also match by normalised form: see ``tubelet.corpus.labels``.)
+    """
+    return hashlib.blake2b(path.encode("utf-8"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest at ``uri``."""
+
+    uri: str
+    options: StorageOptions = DEFAULT_OPTIONS
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """The rows, checked (see :func:`read_manifest`)."""
+        return read_manifest(self.uri, columns, options=self.options)
+
+
+def manifest_file(uri: str | os.PathLike[str]) -> str:
+    """The Parquet file that holds the manifest named ``uri``."""
+    root = storage.normalise_uri(uri)
+    return root if root.endswith(".parquet") else storage.join(root, "manifest.parquet")
+
+
+def is_manifest(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> bool:
+    """Whether a manifest lies at ``uri`` (a Parquet file or folder with the columns of one)."""
+    try:
+        return set(REQUIRED) <= set(_schema(storage.normalise_uri(uri), options).names)
+    except UserError:
+        return False
+
+
+def write_manifest(
+    table: pa.Table,
+    uri: str | os.PathLike[str],
+    *,
+    made_from: Mapping[str, Any] | None = None,
+    options: StorageOptions = DEFAULT_OPTIONS,
+) -> None:
+    """Publish ``table`` as the manifest at ``uri``, replacing what was there, all at once.
+
+    Raises:
+        UserError: the table is no valid manifest (see :func:`check_manifest`).
+    """
+    check_manifest(table, str(uri))
+    with manifest_writer(uri, table.schema, made_from=made_from, options=options) as write:
+        write(table)
+
+
+@contextmanager
+def manifest_writer(
+    uri: str | os.PathLike[str],
+    schema: pa.Schema,
+    *,
+    made_from: Mapping[str, Any] | None = None,
+    options: StorageOptions = DEFAULT_OPTIONS,
+) -> Iterator[Any]:
+    """A function that appends tables; the manifest appears at ``uri`` when the block ends without an error.
+
+    Args:
+        made_from: what an update needs to know again; kept in the file's metadata as JSON.
+    """
+    schema = schema.with_metadata({_METADATA_KEY: json.dumps(dict(made_from or {})).encode()})
+    with tempfile.TemporaryDirectory(prefix="tubelet-") as folder:
+        local = Path(folder) / "manifest.parquet"
+        with pq.ParquetWriter(local, schema, compression="zstd") as writer:
+            yield lambda table: writer.write_table(table.cast(schema))
+        storage.upload_file(local, manifest_file(uri), options)
+
+
+def read_manifest(
+    uri: str | os.PathLike[str],
+    columns: list[str] | None = None,
+    *,
+    options: StorageOptions = DEFAULT_OPTIONS,
+) -> pa.Table:
+    """Read a manifest (any Parquet file or folder with its columns) with the types of the schema.
+
+    Args:
+        columns: read only these (the checks of the rows then see only these).
+
+    Raises:
+        UserError: there is none, it is not Parquet, it lacks columns, or its rows break the rules.
+    """
+    root = storage.normalise_uri(uri)
+    table = undisturbed(lambda: _read(root, columns, options))
+    return table if columns is None else table.select(columns)
+
+
+def _read(root: str, columns: list[str] | None, options: StorageOptions) -> pa.Table:
+    source = _open(root, options)
+    present = _columns(source, root)
+    wanted = present if columns is None else [name for name in present if name in columns]
+    table = _conform(source.read(wanted), root)
+    check_manifest(table, root)
+    return table
+
+
+@dataclass(frozen=True)
+class ManifestSlices:
+    """One version of a manifest, a slice at a time, for those that need not hold it whole.
+
+    Each iteration reads it from the start, and checks it as :func:`read_manifest` does.
+
+    Raises:
+        UserError: as :func:`read_manifest`; what concerns single rows with their slice, rows that stand
+            there twice at the end.
+        ObjectChangedError: it was replaced since it was opened (see ``pinned.undisturbed``).
+    """
+
+    root: str
+    _source: ParquetSource
+    _without: frozenset[str]
+
+    @classmethod
+    def open(
+        cls,
+        uri: str | os.PathLike[str],
+        *,
+        without: Collection[str] = (),
+        options: StorageOptions = DEFAULT_OPTIONS,
+    ) -> ManifestSlices:
+        """The manifest at ``uri`` as it is now, ``without`` some columns."""
+        root = storage.normalise_uri(uri)
+        return cls(root, _open(root, options), frozenset(without))
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        present = _columns(self._source, self.root)
+        wanted = [name for name in present if name not in self._without]
+        seen: list[Any] = []
+        for rows in self._source.slices(wanted, _SLICE_ROWS):
+            table = _conform(rows, self.root)
+            check_manifest(table, self.root)
+            seen.append(digests(table["key"].to_pylist(), table["segment"].to_pylist()))
+            yield table.select([name for name in table.column_names if name not in self._without])
+        if seen and len(np.unique(np.concatenate(seen))) < sum(map(len, seen)):
+            identity = [name for name in present if name in ("key", "segment")]
+            _check_unique(self._source.read(identity), self.root)
+
+
+def _columns(source: ParquetSource, root: str) -> list[str]:
+    """All columns of the file or files; those of a manifest must be among them."""
+    names = list(source.schema.names)
+    missing = [name for name in REQUIRED if name not in names]
+    if missing:
+        raise UserError(
+            f"{root} is not a manifest: it lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}\n"
+            f"make one with: tubelet index SRC --out {root}"
+        )
+    return names
+
+
+def made_from(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> dict[str, Any]:
+    """What the manifest was made from (``src``, ``labels``, ``split``, …); empty if another tool wrote it."""
+    metadata = _schema(storage.normalise_uri(uri), options).metadata or {}
+    try:
+        known = json.loads(metadata.get(_METADATA_KEY, b"{}"))
+    except ValueError:
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _schema(root: str, options: StorageOptions) -> pa.Schema:
+    return undisturbed(lambda: _open(root, options).schema)
+
+
+def _open(root: str, options: StorageOptions) -> ParquetSource:
+    place = manifest_file(root)
+    found = storage.stat(place, options)
+    try:
+        if found is not None:
+            return open_pinned(found, options)
+        if not any(name.endswith(".parquet") for name in storage.list_names(root, options)):
+            raise UserError(f"there is no manifest at {root}: make one with `tubelet index SRC --out {root}`")
+        place = root
+        filesystem, path = storage.filesystem(place, options)
+        dataset = ds.dataset(path, filesystem=filesystem, format="parquet")
+        return ParquetSource.of_dataset(dataset)
+    except storage.ObjectChangedError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise UserError(f"{place} is not a readable Parquet file: {reason}") from error
+
+
+def _conform(table: pa.Table, root: str) -> pa.Table:
+    """Give known columns their types (other tools write other string types), add those that lack."""
+    wanted = {field.name: field.type for field in SCHEMA if not is_label_column(field.name)}
+    for name in table.column_names:
+        column = table.column(name)
+        kind = _label_type(column.type) if is_label_column(name) else wanted.get(name, column.type)
+        if column.type != kind:
+            try:
+                table = table.set_column(table.column_names.index(name), name, column.cast(kind))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise UserError(f"{root}: column {name} is {column.type}, not {kind}") from error
+    if set(REQUIRED) <= set(table.column_names):
+        for field in SCHEMA:
+            if field.name not in table.column_names:
+                zero = pa.scalar(0, pa.int32()) if field.name == "segment" else pa.scalar(None, field.type)
+                table = table.append_column(field, pa.repeat(zero, table.num_rows))
+    return table
+
+
+def _label_type(kind: pa.DataType) -> pa.DataType:
+    many = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return pa.list_(pa.string()) if many else pa.string()
+
+
+def check_manifest(table: pa.Table, name: str) -> None:
+    """Check the rules of the rows, as far as the columns are there.
+
+    Raises:
+        UserError: an empty key or URI, a status that does not exist, two rows with one (key, segment).
+    """
+    present = set(table.column_names)
+    for column in ("key", "uri", "status"):
+        if column in present and table.column(column).null_count:
+            raise UserError(f"{name}: {table.column(column).null_count} rows have no {column}")
+    if "status" in present:
+        odd = set(pc.unique(table.column("status")).to_pylist()) - set(STATUSES)
+        if odd:
+            raise UserError(
+                f"{name}: status is {sorted(odd)[0]!r} in some rows; it may be {', '.join(STATUSES)}"
+            )
+    if {"key", "segment"} <= present:
+        _check_unique(table.select(["key", "segment"]), name)
+
+
+def _check_unique(identity: pa.Table, name: str) -> None:
+    counts = identity.group_by(identity.column_names).aggregate([([], "count_all")])
+    twice = counts.filter(pc.greater(counts.column("count_all"), 1))
+    if twice.num_rows:
+        raise UserError(f"{name}: {twice.num_rows} keys stand there twice, for example {twice['key'][0]}")
+
+
+def is_label_column(name: str) -> bool:
+    """Whether a column holds labels: ``label``, or ``label_<head>``."""
+    return name == "label" or name.startswith("label_")
+
+
+def label_columns(table: pa.Table | pa.Schema) -> list[str]:
+    """The label columns, ``label`` first."""
+    names = table.column_names if isinstance(table, pa.Table) else table.names
+    return sorted((n for n in names if is_label_column(n)), key=lambda n: (n != "label", n))

@@ -1,0 +1,102 @@
+"""Rows of a manifest by split, label and status, and the classes that they have."""
+
+from __future__ import annotations
+
+import os
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tubelet.config import UserError
+from tubelet.corpus.manifest import label_columns, read_manifest
+
+
+def _has_label(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_list(column.type):
+        return pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0)
+    return pc.is_valid(column)
+
+
+def select(
+    manifest: pa.Table | str | os.PathLike[str],
+    split: str | None = None,
+    *,
+    labelled: bool | None = None,
+    head: str = "label",
+    status: str | None = "ok",
+    required: bool = False,
+) -> pa.Table:
+    """The rows of a split that have (``labelled=True``) or lack (``False``) a label.
+
+    Args:
+        head: the label column that ``labelled`` looks at.
+        status: rows of this status only; None: of any.
+        required: an empty result is an error.
+
+    Raises:
+        UserError: the head does not exist; ``required`` and nothing is left (says what there is).
+    """
+    table = manifest if isinstance(manifest, pa.Table) else read_manifest(manifest)
+    if head not in table.column_names:
+        raise UserError(f"the manifest has no labels {head!r}; it has {', '.join(label_columns(table))}")
+    keep = pc.is_valid(table.column("key"))
+    if status is not None:
+        keep = pc.and_(keep, pc.equal(table.column("status"), status))
+    usable = table.filter(keep)
+    if split is not None:
+        keep = pc.and_(keep, pc.fill_null(pc.equal(table.column("split"), split), False))
+    if labelled is not None:
+        has = _has_label(table.column(head))
+        keep = pc.and_(keep, has if labelled else pc.invert(has))
+    chosen = table.filter(keep)
+    if required and not chosen.num_rows:
+        raise _nothing_left(usable, split, labelled, head)
+    return chosen
+
+
+def _nothing_left(usable: pa.Table, split: str | None, labelled: bool | None, head: str) -> UserError:
+    kind = {None: "usable", True: "labelled", False: "unlabelled"}[labelled]
+    if labelled and not pc.any(_has_label(usable.column(head))).as_py():
+        return UserError(
+            f"none of the {usable.num_rows} usable videos has a label in {head!r}\n"
+            "index again with --labels FILE, or --labels folders where each class has a folder"
+        )
+    where = "" if split is None else f" in split {split!r}"
+    counts = ", ".join(f"{name} {count}" for name, count in split_counts(usable, head, labelled).items())
+    return UserError(f"there are no {kind} videos{where}; the splits hold: {counts or 'nothing'}")
+
+
+def split_counts(table: pa.Table, head: str = "label", labelled: bool | None = None) -> dict[str, int]:
+    """Rows by split (``none`` where there is no split), sorted by name."""
+    if labelled is not None:
+        has = _has_label(table.column(head))
+        table = table.filter(has if labelled else pc.invert(has))
+    counts = pc.value_counts(pc.fill_null(table.column("split"), "none")).to_pylist()
+    return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: item["values"])}
+
+
+def label_values(table: pa.Table, head: str = "label") -> pa.ChunkedArray:
+    """All labels of ``head``, one after the other, also where a video has several."""
+    column = table.column(head)
+    return pc.list_flatten(column) if pa.types.is_list(column.type) else column
+
+
+def class_names(table: pa.Table, head: str = "label", *, at_least: int = 0) -> list[str]:
+    """The distinct labels of ``head`` in sorted order.
+
+    Args:
+        at_least: fewer classes than this are an error (2 for training).
+
+    Raises:
+        UserError: too few classes; the message names what there is.
+    """
+    values = pc.unique(label_values(table, head)).to_pylist()
+    names = sorted(str(value) for value in values if value is not None)
+    if not names and at_least:
+        raise UserError(f"no video has a label in {head!r}: index with --labels FILE, or --labels folders")
+    if len(names) < at_least:
+        raise UserError(
+            f"all labelled videos have the one class {names[0]!r} in {head!r}: nothing to tell apart\n"
+            "label videos of another class too, and index again with --labels"
+        )
+    return names

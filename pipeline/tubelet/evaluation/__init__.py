@@ -1,0 +1,1 @@
+"""Inference rows and the truth: metrics, their figures, ablations."""

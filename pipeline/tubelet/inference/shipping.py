@@ -1,0 +1,130 @@
+"""The models of a job: loaded once by the driver, shipped to the workers as bytes of safetensors."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tubelet.clips import ClipSpec
+from tubelet.config import UserError
+from tubelet.inference.bundle import ModelBundle
+from tubelet.inference.predictor import ModelJob
+from tubelet.inference.schema import EmbeddingType, RowShape
+from tubelet.storage import StorageOptions
+from tubelet.vivit import ViViT, load_model
+
+if TYPE_CHECKING:
+    import ray
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a row tells of a model's answer."""
+
+    topk: int = 5
+    scores: bool = False
+    embedding: EmbeddingType | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModels:
+    """The models of a job in the order of their numbers.
+
+    Attributes:
+        names: of their sub-outputs, unique, where there are several.
+        specs: the distinct clips that they take.
+    """
+
+    bundles: tuple[ModelBundle, ...]
+    names: tuple[str, ...]
+    specs: tuple[ClipSpec, ...]
+
+    @classmethod
+    def load(cls, uris: Sequence[str], tracking_uri: str | None, options: StorageOptions) -> LoadedModels:
+        """Load each MODEL of ``uris``.
+
+        Raises:
+            UserError: none given, one given twice, or one that cannot be loaded.
+        """
+        if not uris:
+            raise UserError("no model was given: set --model to a train --out folder or models:/NAME@ALIAS")
+        if len(set(uris)) < len(uris):
+            raise UserError("the same --model was given twice")
+        bundles = tuple(ModelBundle.load(uri, tracking_uri, options) for uri in uris)
+        specs = tuple(dict.fromkeys(bundle.clip for bundle in bundles))
+        return cls(bundles, _names(uris), specs)
+
+    def jobs(self, sampling: Sequence[str], answers: Answers) -> list[ModelJob]:
+        """What the workers need of each; ``sampling`` is the word of each for its rows."""
+        return [
+            ModelJob(
+                model=bundle.model,
+                identity=bundle.identity,
+                sampling=sampling[number],
+                spec=self.specs.index(bundle.clip),
+                labels=bundle.labels,
+                shape=row_shape(bundle, answers),
+                topk=answers.topk,
+                multilabel=bundle.multilabel,
+            )
+            for number, bundle in enumerate(self.bundles)
+        ]
+
+
+def row_shape(bundle: ModelBundle, answers: Answers) -> RowShape:
+    """The columns of a model's rows."""
+    heads = {head: len(names) for head, names in bundle.labels.items()}
+    return RowShape(heads, answers.scores, answers.embedding, bundle.model.config.dim)
+
+
+def ship(jobs: Sequence[ModelJob], bundles: Sequence[ModelBundle]) -> Callable[[], list[ModelJob]]:
+    """A picklable function that makes ``jobs`` in a worker; the object store has the weights once a node."""
+    import ray
+
+    bare = [job.without_model() for job in jobs]
+    return _Shipped(bare, [ray.put(_file_bytes(bundle)) for bundle in bundles])
+
+
+class _Shipped:
+    def __init__(self, jobs: list[ModelJob], weights: list[ray.ObjectRef[object]]) -> None:
+        self._jobs, self._weights = jobs, weights
+
+    def __call__(self) -> list[ModelJob]:
+        import ray
+
+        return [
+            job.with_model(_model_of(ray.get(ref)))
+            for job, ref in zip(self._jobs, self._weights, strict=True)
+        ]
+
+
+def _file_bytes(bundle: ModelBundle) -> npt.NDArray[np.uint8]:
+    with tempfile.TemporaryDirectory(prefix="tubelet-model-") as folder:
+        return np.frombuffer(bundle.save(folder).read_bytes(), np.uint8)
+
+
+def _model_of(data: npt.NDArray[np.uint8]) -> ViViT:
+    with tempfile.TemporaryDirectory(prefix="tubelet-model-") as folder:
+        path = Path(folder) / "model.safetensors"
+        path.write_bytes(data.tobytes())
+        return load_model(path)[0]
+
+
+def _names(uris: Sequence[str]) -> tuple[str, ...]:
+    """A short folder name of each, unique."""
+    found: list[str] = []
+    for uri in uris:
+        parts = [part for part in re.split(r"[:/@]+", uri.removesuffix("/model.safetensors")) if part]
+        name = re.sub(
+            r"[^A-Za-z0-9.-]+", "-", "-".join(parts[-2:] if uri.startswith("models:") else parts[-1:])
+        )
+        name = name.strip("-.") or "model"
+        found.append(name if name not in found else f"{name}-{len(found) + 1}")
+    return tuple(found)

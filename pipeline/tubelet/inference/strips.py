@@ -1,0 +1,120 @@
+"""A video as a strip of small frames, one JPEG."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import queue
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from tubelet.storage import StorageOptions
+from tubelet.storage.opener import ObjectOpener
+from tubelet.video import DecodeError, Limits, Sandbox, ShortSide, Times, Uniform, View
+
+_QUALITY = 72
+
+
+@dataclass(frozen=True)
+class StripRequest:
+    """Which frames to show.
+
+    Attributes:
+        times_s: the seconds that the model saw; frames are picked evenly among them. Empty: over the whole.
+    """
+
+    uri: str
+    etag: str | None
+    times_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One video.
+
+    Attributes:
+        jpeg: a data URI; None: there is no picture, and ``missing`` says why.
+        size: the picture's width and height.
+    """
+
+    jpeg: str | None
+    missing: str | None = None
+    size: tuple[int, int] | None = None
+
+
+class StripMaker:
+    """Makes strips on several decode processes; a context manager."""
+
+    def __init__(
+        self,
+        options: StorageOptions,
+        *,
+        frames: int = 8,
+        height: int = 96,
+        workers: int = 2,
+        limits: Limits | None = None,
+    ) -> None:
+        self._options, self._frames, self._height = options, frames, height
+        self._sandboxes: queue.SimpleQueue[Sandbox] = queue.SimpleQueue()
+        self._all = [Sandbox(limits or Limits(deadline_s=30)) for _ in range(workers)]
+        for sandbox in self._all:
+            self._sandboxes.put(sandbox)
+        self._pool = ThreadPoolExecutor(workers)
+
+    def __enter__(self) -> StripMaker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for sandbox in self._all:
+            sandbox.close()
+
+    def strips(self, requests: Iterable[StripRequest]) -> Iterator[Strip]:
+        """One strip a request, in order."""
+        return self._pool.map(self.strip, requests)
+
+    def strip(self, request: StripRequest) -> Strip:
+        """Decode and join the frames of one video; a video that fails is a strip without a picture."""
+        sandbox = self._sandboxes.get()
+        try:
+            source = ObjectOpener(request.uri, None, request.etag or None, self._options)
+            decoded = sandbox.decode_views(source, [self._view(request.times_s)])
+        except DecodeError as error:
+            return Strip(None, f"No frames: {error.message}")
+        finally:
+            self._sandboxes.put(sandbox)
+        picture = _join(decoded.clips[0][0], self._height)
+        return Strip(_data_uri(picture), size=picture.size)
+
+    def _view(self, times_s: Sequence[float]) -> View:
+        known = [t for t in times_s if math.isfinite(t)]
+        space = ShortSide(self._height, None)
+        if not known:
+            return View(Uniform(self._frames), space)
+        picked = np.linspace(0, len(known) - 1, min(self._frames, len(known))).round().astype(int)
+        return View(Times(tuple(sorted(known)[i] for i in picked)), space)
+
+
+def _join(frames: npt.NDArray[np.uint8], height: int) -> Image.Image:
+    """Frames uint8 ``(T, H, W, 3)`` side by side, scaled to ``height``, two pixels apart."""
+    width = max(1, round(frames.shape[2] * height / frames.shape[1]))
+    strip = Image.new("RGB", (len(frames) * (width + 2) - 2, height), (255, 255, 255))
+    for i, frame in enumerate(frames):
+        small = Image.fromarray(frame)
+        if small.size != (width, height):
+            small = small.resize((width, height), Image.Resampling.BILINEAR)
+        strip.paste(small, (i * (width + 2), 0))
+    return strip
+
+
+def _data_uri(image: Image.Image) -> str:
+    buffer: Any = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

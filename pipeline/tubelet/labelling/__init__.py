@@ -1,0 +1,1 @@
+"""Every object labelled exactly once: the job, its plan, windows, export."""

@@ -1,0 +1,258 @@
+"""What is left to do: the manifest's rows without those that the output holds, as small request rows."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tubelet.corpus.digests import digests
+from tubelet.inference.output import OutputFiles, parquet_bytes
+from tubelet.inference.published import Published
+from tubelet.labelling.windows import Windows
+
+REQUEST_SCHEMA = pa.schema(
+    [
+        ("request", pa.int64()),  # position in the plan; tells a row that came twice
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("etag", pa.string()),
+        ("size", pa.int64()),  # -1: not known
+        ("window", pa.int32()),
+        ("start_s", pa.float64()),  # NaN: the whole video
+        ("end_s", pa.float64()),
+        ("models", pa.int64()),  # bit m: model number m has no row of this content yet
+    ]
+)
+# Rows for what the index found broken: no worker sees them.
+_KNOWN_ERROR_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("etag", pa.string()),
+        ("window", pa.int32()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("models", pa.int64()),
+        ("status", pa.string()),
+        ("error_code", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+MANIFEST_COLUMNS = [
+    "key",
+    "segment",
+    "uri",
+    "path",
+    "etag",
+    "size",
+    "status",
+    "error_code",
+    "error",
+    "width",
+    "height",
+    "duration_s",
+    "clip_start_s",
+    "clip_end_s",
+]
+# Models are bits of an int64.
+MAX_MODELS = 62
+_SHARD_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a plan, below the output."""
+
+    name: str
+    rows: int
+
+
+@dataclass
+class Plan:
+    """What a job has to do.
+
+    Attributes:
+        shards: the plan's files, each a few thousand requests.
+        requests: rows in them.
+        objects: objects of the manifest (without those that are gone).
+        rows: rows that the output will hold for them, by model.
+        already_done, already_failed: of these, published before, by model; and errors among them.
+        known_errors: files of rows that the index found broken, still to be published, with ``models``.
+        reasons, examples: these by error code, and one message of each.
+        largest_pixels: pixels of the largest picture among the requests (0: not known).
+    """
+
+    shards: list[Shard] = field(default_factory=list)
+    requests: int = 0
+    objects: int = 0
+    rows: int = 0
+    already_done: list[int] = field(default_factory=list)
+    already_failed: list[int] = field(default_factory=list)
+    known_errors: list[Shard] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    largest_pixels: int = 0
+
+    @property
+    def work(self) -> int:
+        """Rows to make in this run (one for all models together)."""
+        return self.requests + self.reasons.total()
+
+
+def make_plan(
+    manifest: Iterable[pa.Table],
+    published: Sequence[Published],
+    files: OutputFiles,
+    folder: str,
+    *,
+    windows: Windows | None = None,
+    retry_errors: bool = False,
+) -> Plan:
+    """Compare ``manifest`` (in slices) with what each model's output holds; write the requests below
+    ``folder``.
+
+    The plan goes through the store and not through Ray's, so that neither the driver nor the object store
+    holds a corpus of any size.
+    """
+    plan = Plan(already_done=[0] * len(published), already_failed=[0] * len(published))
+    keys: list[npt.NDArray[np.uint64]] = []
+    requests = _ShardWriter(files, f"{folder}/shard", encode_requests, plan.shards)
+    errors = _ShardWriter(files, f"{folder}/errors", _encode_errors, plan.known_errors)
+    for rows in _slices(manifest):
+        candidates = list(_candidates(rows, windows))
+        keys.append(np.unique(digests([row["key"] for row in candidates])))
+        for row in _left(candidates, published, plan, retry_errors):
+            if row["status"] == "error":
+                _note_error(plan, row)
+                errors.add(row)
+                continue
+            row["request"] = plan.requests
+            plan.requests += 1
+            plan.largest_pixels = max(plan.largest_pixels, (row["width"] or 0) * (row["height"] or 0))
+            requests.add(row)
+    requests.flush()
+    errors.flush()
+    plan.objects = len(np.unique(np.concatenate(keys))) if keys else 0
+    return plan
+
+
+def _slices(manifest: Iterable[pa.Table]) -> Iterator[list[dict[str, Any]]]:
+    for table in manifest:
+        columns = [name for name in MANIFEST_COLUMNS if name in table.column_names]
+        for batch in table.select(columns).to_batches(max_chunksize=_SHARD_ROWS):
+            yield batch.to_pylist()
+
+
+def _note_error(plan: Plan, row: Mapping[str, Any]) -> None:
+    code = str(row["error_code"])
+    plan.reasons[code] += 1
+    plan.examples.setdefault(code, str(row["error"]))
+
+
+def _candidates(rows: list[dict[str, Any]], windows: Windows | None) -> Iterator[dict[str, Any]]:
+    """One request a manifest row, or one a window; segments of one object are its windows."""
+    for row in rows:
+        if row["status"] == "gone":
+            continue
+        row["etag"] = row["etag"] or ""
+        row["size"] = -1 if row["size"] is None else row["size"]
+        start_s, end_s = row.get("clip_start_s"), row.get("clip_end_s")
+        if windows is None or row["status"] == "error":
+            yield row | {"window": row.get("segment") or 0, "start_s": start_s, "end_s": end_s}
+            continue
+        from_s = start_s or 0.0
+        duration_s = (row.get("duration_s") or 0.0 if end_s is None else end_s) - from_s
+        for window, (one_s, two_s) in enumerate(windows.of(duration_s)):
+            yield row | {"window": window, "start_s": from_s + one_s, "end_s": from_s + two_s}
+
+
+def _left(
+    rows: list[dict[str, Any]], published: Sequence[Published], plan: Plan, retry_errors: bool
+) -> Iterator[dict[str, Any]]:
+    """Rows that some model has not published yet, with the bits of these models."""
+    plan.rows += len(rows)
+    places = digests([row["key"] for row in rows], [row["window"] for row in rows])
+    contents = digests([row["etag"] for row in rows])
+    bits: npt.NDArray[np.int64] = np.zeros(len(rows), np.int64)
+    for number, index in enumerate(published):
+        done = index.is_done(places, contents, retry_errors=retry_errors)
+        plan.already_done[number] += int(done.sum())
+        plan.already_failed[number] += int(index.failed[index.locate(places)[done]].sum())
+        bits |= np.where(done, 0, 1 << number)
+    for row, models in zip(rows, bits.tolist(), strict=True):
+        if models:
+            yield row | {"models": models}
+
+
+class _ShardWriter:
+    """Gathers rows into files of a plan, a few thousand each."""
+
+    def __init__(
+        self,
+        files: OutputFiles,
+        prefix: str,
+        encode: Callable[[Sequence[Mapping[str, Any]]], bytes],
+        shards: list[Shard],
+    ) -> None:
+        self._files, self._prefix, self._encode, self._shards = files, prefix, encode, shards
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) >= _SHARD_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            name = f"{self._prefix}-{len(self._shards):06d}.parquet"
+            self._files.write(name, self._encode(self._rows))
+            self._shards.append(Shard(name, len(self._rows)))
+            self._rows = []
+
+
+def encode_requests(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Request rows as a Parquet file."""
+    columns = {name: [row[name] for row in rows] for name in REQUEST_SCHEMA.names}
+    for name in ("start_s", "end_s"):
+        columns[name] = [float("nan") if value is None else value for value in columns[name]]
+    return parquet_bytes(pa.table(columns, schema=REQUEST_SCHEMA))
+
+
+def _encode_errors(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return parquet_bytes(pa.Table.from_pylist(rows, schema=_KNOWN_ERROR_SCHEMA))
+
+
+def read_shard(data: bytes) -> pa.Table:
+    """The rows of one of a plan's files."""
+    return pq.read_table(io.BytesIO(data))
+
+
+class ShardReader:
+    """Reads slices of a plan's shards in a worker; keeps the last shard, for slices come nearly in order."""
+
+    def __init__(self, files: OutputFiles) -> None:
+        # Not ``files`` itself: it knows the output's lock, which stays with the driver.
+        self._uri, self._options = files.uri, files.options
+        self._name, self._shard = "", pa.table({})
+
+    def read(self, name: str, first: int, count: int) -> pa.Table:
+        """Rows ``first`` to ``first + count`` of the shard ``name``."""
+        if name != self._name:
+            data = OutputFiles(self._uri, self._options).read(name)
+            self._name, self._shard = name, read_shard(data)
+        return self._shard.slice(first, count)
+
+
+def slices(shards: Sequence[Shard], rows: int) -> Iterator[dict[str, Any]]:
+    """``shard, first, count`` of tasks of at most ``rows`` requests."""
+    for shard in shards:
+        for first in range(0, shard.rows, rows):
+            yield {"shard": shard.name, "first": first, "count": min(rows, shard.rows - first)}

@@ -1,0 +1,193 @@
+"""The Ray Data graph: slices of the plan -> decode -> predict -> small tables for the driver.
+
+No operator stands before the decoders: reads and repartitions are tasks of one whole CPU each, and on a
+machine whose CPUs are all held by decode actors they would wait for ever, without a word.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tubelet.clips.pace import keep_pace
+from tubelet.config import UserError
+from tubelet.inference.output import OutputFiles
+from tubelet.inference.predictor import ModelJob, Predictor, read_cell
+from tubelet.labelling.plan import Shard, ShardReader, slices
+from tubelet.labelling.workers import DecodeJob, DecodePredict, RequestDecoder
+from tubelet.storage import is_remote
+
+Models = Callable[[], Sequence[ModelJob]]
+
+# What a decode process holds besides its clips: libraries, reference pictures of the codec at 1080p.
+_DECODER_BYTES = 400 << 20
+# Pictures of the largest size that a decoder with its threads and a filter graph keep at once, 4 bytes a
+# pixel.
+_PICTURES = 24
+# Clips on their way from decoders to one predictor; with the blocks in the making they bound the object
+# store.
+_BLOCK_BYTES = 32 << 20
+# Requests a task decodes: with a killed worker at most this many are decoded twice.
+_TASK_ROWS = 64
+# Tasks of a job, unless there are more decoders than this feeds: each costs the driver 5 KiB.
+_MOST_TASKS = 4_000
+_TASKS_A_DECODER = 16
+# Other resources than the decoders', or Ray Data might fuse the two stages into one actor.
+_PREDICTOR_CPUS = 0.2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who does what, and how much of a machine it takes.
+
+    Attributes:
+        decoders: most decode actors (they also predict where ``predictors`` is 0).
+        decoder_cpus: logical CPUs of each.
+        predictors: most predictor actors; 0 where there is no GPU.
+        gpus: GPUs of each predictor, a fraction where several share one.
+        task_rows: requests of a task.
+        memory_bytes: memory that a decode actor declares.
+    """
+
+    decoders: int
+    decoder_cpus: float
+    predictors: int
+    gpus: float
+    task_rows: int
+    memory_bytes: int
+
+    @property
+    def object_store_bytes(self) -> int:
+        """What the job keeps in the object store at most, whatever the size of the corpus."""
+        blocks = 2 * self.decoders + 4 * self.predictors if self.predictors else 2 * self.decoders
+        return blocks * (_BLOCK_BYTES if self.predictors else 1 << 20) + (64 << 20)
+
+
+def lay_out(
+    resources: Mapping[str, float],
+    decode: DecodeJob,
+    requests: int,
+    *,
+    workers: int | None = None,
+    predictors: int | None = None,
+    gpus: float | None = None,
+    largest_pixels: int = 0,
+) -> Layout:
+    """Spread the work over a cluster of ``resources`` (as ``ray.cluster_resources()`` says).
+
+    Args:
+        workers: decode actors; default: one a CPU, less those that feed the GPUs.
+        predictors: predictor actors; default: as many as the GPUs hold; without GPUs none, and the decode
+            actors predict as well.
+        gpus: GPUs of each predictor; default 1 where there are any; 0 keeps off them.
+    """
+    cpus, found_gpus = max(1.0, resources.get("CPU", 1.0)), resources.get("GPU", 0.0)
+    gpus = (1.0 if found_gpus else 0.0) if gpus is None else gpus
+    on_gpus = int(found_gpus / gpus) if gpus and found_gpus else 0
+    predictors = on_gpus if predictors is None else predictors
+    decoders = min(workers or max(1, int(cpus)), max(1, requests))
+    memory_bytes = _memory_bytes(decode, largest_pixels)
+    if "memory" in resources:
+        decoders = max(1, min(decoders, int(resources["memory"] // memory_bytes)))
+    # A little of each CPU is left for the predictors beside a GPU.
+    decoder_cpus = min(0.9, (0.95 * cpus - _PREDICTOR_CPUS * predictors) / decoders)
+    return Layout(decoders, decoder_cpus, predictors, gpus, _task_rows(requests, decoders), memory_bytes)
+
+
+def _memory_bytes(decode: DecodeJob, largest_pixels: int) -> int:
+    pictures_bytes = min(decode.limits.memory_bytes, _PICTURES * 4 * largest_pixels)
+    return _DECODER_BYTES + pictures_bytes + 2 * decode.rows_at_once * decode.clip_bytes
+
+
+def _task_rows(requests: int, decoders: int) -> int:
+    """Enough tasks to spread evenly and to lose little with a killed one, but no endless list of them."""
+    enough = _TASKS_A_DECODER * decoders
+    even = min(_TASK_ROWS, math.ceil(requests / enough))
+    return max(1, even, math.ceil(requests / max(_MOST_TASKS, enough)))
+
+
+def label_stream(
+    shards: Sequence[Shard],
+    files: OutputFiles,
+    decode: DecodeJob,
+    models: Models,
+    layout: Layout,
+    *,
+    clips: int,
+) -> Dataset:
+    """A lazy dataset of ``model, table`` cells (see :class:`Predictor`), in any order."""
+    _prepare(decode)
+    tasks = [pa.table({k: [v] for k, v in task.items()}) for task in slices(shards, layout.task_rows)]
+    # Not from_arrow: to learn each schema it runs a task, 5 ms and 40 KiB of the driver's memory.
+    requests, plan = ray.data.from_blocks(tasks), ShardReader(files)
+    options = {
+        "batch_size": None,
+        "num_cpus": layout.decoder_cpus,
+        "memory": layout.memory_bytes,
+        "compute": _pool(layout.decoders),
+    }
+    if not layout.predictors:
+        threads = max(1, int(layout.decoder_cpus))
+        return requests.map_batches(
+            DecodePredict, fn_constructor_args=(decode, plan, models, threads), **options
+        )
+    decoded = requests.map_batches(RequestDecoder, fn_constructor_args=(decode, plan), **options)
+    options |= {"num_cpus": _PREDICTOR_CPUS, "num_gpus": layout.gpus or None, "memory": None}
+    options |= {"compute": _pool(layout.predictors)}
+    return decoded.map_batches(
+        Predictor, fn_constructor_args=(models,), fn_constructor_kwargs={"clips": clips}, **options
+    )
+
+
+def check_reachable(files: OutputFiles, names: Sequence[str]) -> None:
+    """Refuse an output that other nodes of the cluster cannot read: the plan of the job lies there.
+
+    Raises:
+        UserError: names the node and the flag.
+    """
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if is_remote(files.uri) or len(nodes) < 2:
+        return
+    paths = [files.path(name) for name in names]
+
+    def sees() -> bool:
+        return all(os.path.exists(path) for path in paths)
+
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        if not ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(sees).remote()):
+            raise UserError(
+                f"--out {files.uri} is a local path that node {node[:8]} cannot reach: "
+                "set --out to s3://BUCKET/PREFIX, or to a folder that all nodes share"
+            )
+
+
+def _pool(size: int) -> ActorPoolStrategy:
+    # From one actor up to what the cluster holds now or after it has grown; one task waits while one runs.
+    return ActorPoolStrategy(min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2)
+
+
+def _prepare(decode: DecodeJob) -> None:
+    context = DataContext.get_current()
+    # Blocks of clips as large as the decoders make them, neither joined to larger ones nor split.
+    context.target_max_block_size = max(decode.block_bytes, decode.rows_at_once * decode.clip_bytes)
+    context.enable_progress_bars = False
+    keep_pace(context)
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def cells(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:
+    """``(model number, rows)`` as they come out of the stream."""
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        for number, cell in zip(batch["model"].to_pylist(), batch["table"].to_pylist(), strict=True):
+            yield int(np.int32(number)), read_cell(cell)

@@ -1,0 +1,81 @@
+"""What every store is: its options, the objects it lists, the operations it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from tubelet.config import Settings
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+
+class StorageOptions(Settings):
+    """How to reach a store."""
+
+    anonymous: bool = False
+    """Send unsigned requests: for public buckets."""
+
+
+DEFAULT_OPTIONS = StorageOptions()
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a listing.
+
+    Attributes:
+        uri: where it is (``s3://bucket/key``, or an absolute path).
+        path: its path relative to what was listed, with ``/`` between parts.
+        etag: changes when the content does. The store's own; modification time (ns) and size for local files.
+        size_bytes: its size.
+    """
+
+    uri: str
+    path: str
+    etag: str
+    size_bytes: int
+
+
+class ObjectChangedError(OSError):
+    """The object's content is no longer the one its etag named."""
+
+
+class Store(Protocol):
+    """What each kind of store can do; ``uri`` is always a normalised one of its own kind."""
+
+    def stat(self, uri: str) -> ObjectInfo | None: ...
+    def walk(self, uri: str) -> Iterator[ObjectInfo]: ...
+    def holds_any(self, uri: str) -> bool: ...
+    def names(self, uri: str) -> list[str]: ...
+    def folders(self, uri: str) -> list[str]: ...
+    def read(self, uri: str) -> bytes: ...
+    def read_version(self, uri: str) -> tuple[bytes, str]: ...
+    def write(self, uri: str, data: bytes) -> None: ...
+    def put_if_absent(self, uri: str, data: bytes) -> bool: ...
+    def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool: ...
+    def upload(self, local: Path, uri: str) -> None: ...
+    def download(self, uri: str, local: Path) -> None: ...
+    def delete(self, uri: str) -> None: ...
+    def delete_tree(self, uri: str) -> None: ...
+    def filesystem(self, uri: str) -> tuple[FileSystem, str]: ...
+
+
+def write_if_unchanged(store: Store, uri: str, data: bytes, etag: str) -> bool:
+    """``put_if_unchanged`` for stores that have no condition on a write: a check, then the write."""
+    found = store.stat(uri)
+    if found is None or found.etag != etag:
+        return False
+    store.write(uri, data)
+    return True
+
+
+class RemoteStore(Store, Protocol):
+    """A store whose objects are read in ranges."""
+
+    def fetcher(self, uri: str, etag: str | None) -> Callable[[int, int], bytes]:
+        """A function ``(start, stop) -> bytes``; other content than that of ``etag`` is refused."""
+        ...

@@ -1,0 +1,71 @@
+"""A Parquet file read from one version of its object, although others may replace it meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from tubelet.storage.base import ObjectChangedError, ObjectInfo, StorageOptions
+from tubelet.storage.opener import ObjectOpener
+
+# A file that is replaced more often than it can be read is none.
+_TRIES = 5
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """Parquet data: its schema, and functions that read columns, whole or in slices of so many rows."""
+
+    schema: pa.Schema
+    read: Callable[[list[str]], pa.Table]
+    slices: Callable[[list[str], int], Iterator[pa.Table]]
+
+    @classmethod
+    def of_dataset(cls, dataset: ds.Dataset) -> ParquetSource:
+        """Several files."""
+
+        def slices(columns: list[str], rows: int) -> Iterator[pa.Table]:
+            # One file and few batches ahead: more would be held at once, at any size of the dataset.
+            reading = {"batch_readahead": 1, "fragment_readahead": 1}
+            for batch in dataset.to_batches(columns=columns, batch_size=rows, **reading):
+                yield pa.Table.from_batches([batch])
+
+        return cls(dataset.schema, lambda columns: dataset.to_table(columns=columns), slices)
+
+    @classmethod
+    def of_file(cls, file: pq.ParquetFile) -> ParquetSource:
+        """One file."""
+
+        def slices(columns: list[str], rows: int) -> Iterator[pa.Table]:
+            for group in range(file.num_row_groups):  # Arrow fetches all that it is asked for at once
+                for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
+                    yield pa.Table.from_batches([batch])
+
+        return cls(file.schema_arrow, file.read, slices)
+
+
+def open_pinned(found: ObjectInfo, options: StorageOptions) -> ParquetSource:
+    """The Parquet file ``found``, from footer to columns as it was found: ranged reads of a file that is
+    replaced meanwhile would mix two.
+
+    Raises:
+        ObjectChangedError: it was replaced; also from what reads it.
+    """
+    pinned = ObjectOpener(found.uri, found.size_bytes, found.etag, options)()
+    return ParquetSource.of_file(pq.ParquetFile(pinned, pre_buffer=True))
+
+
+def undisturbed(read: Callable[[], _T]) -> _T:
+    """What ``read`` gives, tried again if the file was replaced under it."""
+    for _ in range(_TRIES - 1):
+        try:
+            return read()
+        except ObjectChangedError:
+            continue
+    return read()

@@ -1,0 +1,311 @@
+"""S3 (and stores that speak its protocol) through boto3."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
+
+from tubelet.config import UserError
+from tubelet.storage.base import ObjectChangedError, ObjectInfo, StorageOptions
+from tubelet.storage.uris import split_bucket
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from pyarrow.fs import FileSystem
+
+# S3 takes objects of up to 5 GiB in one put; beyond this size boto3 sends parts side by side.
+_MULTIPART_BYTES = 32 * 1024 * 1024
+_MISSING = {"404", "NoSuchKey", "NotFound"}
+_CONFLICT = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
+_DENIED = {"403", "401", "AccessDenied", "Forbidden", "Unauthorized", "AllAccessDisabled", "AccountProblem"}
+_BAD_CREDENTIALS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "InvalidClientTokenId",
+    "AuthorizationHeaderMalformed",
+}
+_CREDENTIALS_HINT = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), or AWS_PROFILE;"
+    " --anonymous reads a public bucket"
+)
+
+
+def make_client(options: StorageOptions) -> S3Client:
+    """A client that honours ``AWS_*``, profiles and ``AWS_ENDPOINT_URL``, and retries what is transient.
+
+    Raises:
+        UserError: the profile does not exist, or the endpoint is no URL.
+    """
+    settings: dict[str, Any] = {
+        # throttling, 5xx and broken connections: retried with jittered back-off inside botocore
+        "retries": {"mode": "standard", "max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS") or 8)},
+        "max_pool_connections": 64,
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        # the newer default of sending checksums as trailers is refused by several S3-compatible stores
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    }
+    if options.anonymous:
+        settings["signature_version"] = UNSIGNED
+    try:
+        # a session of our own: boto3's default one keeps the first profile and region it saw
+        return boto3.session.Session().client("s3", config=Config(**settings))
+    except ProfileNotFound as error:
+        raise UserError(f"{error}: set AWS_PROFILE to a profile of your AWS configuration") from error
+    except ValueError as error:  # "Invalid endpoint: ..."
+        raise UserError(f"{error}: set AWS_ENDPOINT_URL to a URL such as http://HOST:PORT") from error
+
+
+class S3Store:
+    """Objects in S3 buckets."""
+
+    def __init__(self, options: StorageOptions) -> None:
+        self._options = options
+        self._client = make_client(options)
+        self._filesystem: FileSystem | None = None
+        self._lock = threading.Lock()
+
+    def stat(self, uri: str) -> ObjectInfo | None:
+        bucket, key = split_bucket(uri)
+        if not key:
+            return None
+        with _translated(uri, self._client):
+            try:
+                head = self._client.head_object(Bucket=bucket, Key=key)
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    return None
+                raise
+        return ObjectInfo(uri, key.rpartition("/")[2], head["ETag"].strip('"'), head["ContentLength"])
+
+    def walk(self, uri: str) -> Iterator[ObjectInfo]:
+        bucket, key = split_bucket(uri)
+        prefix = f"{key}/" if key else ""
+        found = False
+        for page in self._pages(uri, Bucket=bucket, Prefix=prefix):
+            for item in page.get("Contents", ()):
+                found = True
+                path = item["Key"][len(prefix) :]
+                if path and not path.endswith("/"):  # `folder/` is an empty marker some tools leave
+                    yield ObjectInfo(
+                        f"s3://{bucket}/{item['Key']}", path, item["ETag"].strip('"'), item["Size"]
+                    )
+        if not found:
+            single = self.stat(uri)
+            if single is None:
+                raise UserError(f"there is nothing under {uri}: check the bucket and the prefix")
+            yield single
+
+    def holds_any(self, uri: str) -> bool:
+        bucket, key = split_bucket(uri)
+        pages = self._pages(uri, Bucket=bucket, Prefix=f"{key}/" if key else "")
+        return any(not item["Key"].endswith("/") for page in pages for item in page.get("Contents", ()))
+
+    def names(self, uri: str) -> list[str]:
+        files, folders = self._directly_under(uri)
+        return sorted(files | folders)
+
+    def folders(self, uri: str) -> list[str]:
+        return sorted(self._directly_under(uri)[1])
+
+    def _directly_under(self, uri: str) -> tuple[set[str], set[str]]:
+        bucket, key = split_bucket(uri)
+        prefix = f"{key}/" if key else ""
+        files: set[str] = set()
+        folders: set[str] = set()
+        for page in self._pages(uri, Bucket=bucket, Prefix=prefix, Delimiter="/"):
+            files |= {item["Key"][len(prefix) :] for item in page.get("Contents", ())}
+            folders |= {item["Prefix"][len(prefix) : -1] for item in page.get("CommonPrefixes", ())}
+        return files - {""}, folders - {""}
+
+    def read(self, uri: str) -> bytes:
+        bucket, key = split_bucket(uri)
+        with _translated(uri, self._client):
+            return self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+
+    def read_version(self, uri: str) -> tuple[bytes, str]:
+        bucket, key = split_bucket(uri)
+        with _translated(uri, self._client):
+            answer = self._client.get_object(Bucket=bucket, Key=key)
+            return answer["Body"].read(), answer["ETag"].strip('"')
+
+    def write(self, uri: str, data: bytes) -> None:
+        bucket, key = split_bucket(uri)
+        with _translated(uri, self._client):
+            self._client.put_object(Bucket=bucket, Key=key, Body=data)
+
+    def put_if_absent(self, uri: str, data: bytes) -> bool:
+        bucket, key = split_bucket(uri)
+        with _translated(uri, self._client):
+            try:
+                self._client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if _code(error) in _CONFLICT:
+                    return False
+                raise
+        return True
+
+    def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool:
+        bucket, key = split_bucket(uri)
+        with _translated(uri, self._client):
+            try:
+                self._client.put_object(Bucket=bucket, Key=key, Body=data, IfMatch=f'"{etag}"')
+            except ClientError as error:
+                if _code(error) in _CONFLICT | _MISSING:
+                    return False
+                raise
+        return True
+
+    def upload(self, local: Path, uri: str) -> None:
+        from boto3.exceptions import S3UploadFailedError
+        from boto3.s3.transfer import TransferConfig
+
+        bucket, key = split_bucket(uri)
+        transfer = TransferConfig(multipart_threshold=_MULTIPART_BYTES, multipart_chunksize=_MULTIPART_BYTES)
+        with _translated(uri, self._client):
+            try:
+                self._client.upload_file(str(local), bucket, key, Config=transfer)
+            except S3UploadFailedError as error:
+                if isinstance(error.__context__, (ClientError, BotoCoreError)):
+                    raise error.__context__ from error
+                raise
+
+    def download(self, uri: str, local: Path) -> None:
+        bucket, key = split_bucket(uri)
+        with _translated(uri, self._client):
+            self._client.download_file(bucket, key, str(local))
+
+    def delete(self, uri: str) -> None:
+        bucket, key = split_bucket(uri)
+        with _translated(uri, self._client):
+            self._client.delete_object(Bucket=bucket, Key=key)
+
+    def delete_tree(self, uri: str) -> None:
+        bucket, key = split_bucket(uri)
+        if not key:
+            raise UserError(f"refusing to empty the whole bucket {bucket!r}: name a prefix in it")
+        for page in self._pages(uri, Bucket=bucket, Prefix=f"{key}/"):
+            keys = [{"Key": item["Key"]} for item in page.get("Contents", ())]
+            if keys:
+                with _translated(uri, self._client):
+                    self._client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})  # type: ignore[typeddict-item]
+        self.delete(uri)
+
+    def filesystem(self, uri: str) -> tuple[FileSystem, str]:
+        with self._lock:
+            if self._filesystem is None:
+                self._filesystem = self._make_filesystem()
+        return self._filesystem, uri.removeprefix("s3://")
+
+    def _make_filesystem(self) -> FileSystem:
+        from pyarrow.fs import S3FileSystem
+
+        # PyArrow finds credentials as boto3 does, but not always the endpoint: hand over what boto3 found.
+        meta = self._client.meta
+        custom = not meta.endpoint_url.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+        settings: dict[str, Any] = {"anonymous": True} if self._options.anonymous else {}
+        if custom:
+            settings["endpoint_override"] = meta.endpoint_url
+        if meta.region_name and meta.region_name != "aws-global":
+            settings["region"] = meta.region_name
+        return S3FileSystem(**settings)
+
+    def fetcher(self, uri: str, etag: str | None) -> Callable[[int, int], bytes]:
+        bucket, key = split_bucket(uri)
+        match = {} if etag is None else {"IfMatch": f'"{etag}"'}
+
+        def fetch(start: int, stop: int) -> bytes:
+            try:
+                answer = self._client.get_object(
+                    Bucket=bucket,
+                    Key=key,
+                    Range=f"bytes={start}-{stop - 1}",
+                    **match,  # type: ignore[arg-type]
+                )
+                return answer["Body"].read()
+            except ClientError as error:
+                raise _as_os_error(error, uri) from error
+            except (BotoCoreError, HTTPClientError) as error:
+                raise OSError(f"reading {uri} failed: {error}") from error
+
+        return fetch
+
+    def _pages(self, uri: str, **request: str) -> Iterator[Any]:
+        with _translated(uri, self._client):
+            yield from self._client.get_paginator("list_objects_v2").paginate(**request)  # type: ignore[arg-type]
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _as_os_error(error: ClientError, uri: str) -> OSError:
+    """What a reader of bytes can understand: it may run in a process that knows nothing of S3."""
+    code = _code(error)
+    if code in _MISSING | {"NoSuchBucket"}:
+        return FileNotFoundError(f"{uri} is gone")
+    if code in {"PreconditionFailed", "412"}:
+        return ObjectChangedError(f"{uri} changed since it was listed")
+    if code in _DENIED | _BAD_CREDENTIALS:
+        return PermissionError(f"access to {uri} was denied ({code})")
+    return OSError(f"reading {uri} failed: {error}")
+
+
+@contextlib.contextmanager
+def _translated(uri: str, client: S3Client) -> Iterator[None]:
+    """Turn errors of the store into ``UserError`` (what the user can mend) or ``FileNotFoundError``."""
+    bucket, _ = split_bucket(uri)
+    try:
+        yield
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise UserError(f"no credentials to reach {uri}: {_CREDENTIALS_HINT}") from error
+    except (BotoConnectionError, HTTPClientError) as error:
+        endpoint = client.meta.endpoint_url
+        raise UserError(
+            f"cannot reach the store of {uri} at {endpoint}: check AWS_ENDPOINT_URL and the network"
+        ) from error
+    except ClientError as error:
+        code = _code(error)
+        if code in _MISSING:
+            raise FileNotFoundError(f"{uri} does not exist") from error
+        if code == "NoSuchBucket":
+            raise UserError(
+                f"there is no bucket {bucket!r} at {client.meta.endpoint_url}: check its name"
+            ) from error
+        if code in _BAD_CREDENTIALS:
+            raise UserError(
+                f"the store refused the credentials for {uri} ({code}): {_CREDENTIALS_HINT}"
+            ) from error
+        if code in _DENIED:
+            raise UserError(f"access to {uri} was denied ({code}): {_CREDENTIALS_HINT}") from error
+        if code in {"InvalidBucketName", "PermanentRedirect", "IllegalLocationConstraintException"}:
+            raise UserError(
+                f"cannot use the bucket {bucket!r} ({code}): check its name and AWS_REGION"
+            ) from error
+        raise
+    except BotoCoreError as error:
+        raise UserError(f"cannot use {uri}: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,330 @@
+"""Models in MLflow: logged from code (never a pickle), registered, found again by their URIs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tubelet._version import __version__
+from tubelet.config import UserError
+from tubelet.tracking.store import client_for
+
+MODEL_FILE = "model.safetensors"
+_SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+
+# What the logged model needs where it is loaded without tubelet.
+_REQUIREMENTS = ("mlflow", "torch", "av", "numpy", "safetensors", "pydantic", "pyarrow", "boto3", "pyyaml")
+
+
+@dataclass(frozen=True)
+class ModelLink:
+    """Where a model comes from: what a run that uses it points back to."""
+
+    uri: str
+    run_id: str | None = None
+    name: str | None = None
+    version: str | None = None
+    model_id: str | None = None
+
+    @property
+    def identity(self) -> str | None:
+        """``models:/name/version``, or None for a model that is not registered."""
+        return f"models:/{self.name}/{self.version}" if self.version else None
+
+    def tags(self) -> dict[str, str]:
+        """Tags for the run that uses the model."""
+        found = {
+            "tubelet.model_uri": self.uri,
+            "tubelet.model_run_id": self.run_id,
+            "tubelet.model_version": self.identity,
+            "tubelet.model_id": self.model_id,
+        }
+        return {name: value for name, value in found.items() if value}
+
+
+def default_tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI``, or a database file in the working folder."""
+    return check_uri(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+
+
+def check_uri(uri: str | None) -> str:
+    """``uri`` with paths made absolute, so that it means the same in other processes.
+
+    Raises:
+        UserError: a scheme that MLflow does not know.
+    """
+    if uri is None:
+        return default_tracking_uri()
+    scheme, sep, rest = uri.partition(":")
+    if not sep:
+        return Path(uri).absolute().as_uri()
+    if scheme.partition("+")[0] not in _SCHEMES:
+        raise UserError(
+            f"--tracking-uri {uri!r}: not one that MLflow knows; give http://HOST:PORT or sqlite:///FILE.db"
+        )
+    if scheme == "sqlite" and rest.startswith("///") and not rest.startswith("////"):
+        return f"sqlite:///{Path(rest[3:]).absolute()}"
+    return uri
+
+
+def code_tags() -> dict[str, str]:
+    """Which code runs: the package's version, and the commit where it runs from a checkout."""
+    tags = {"tubelet.version": __version__}
+    root = Path(__file__).resolve().parents[3]
+    if (root / ".git").exists():
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(
+                ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            )
+            tags["mlflow.source.git.commit"] = done.stdout.strip().removesuffix("-dirty")
+            tags["tubelet.code_dirty"] = str(done.stdout.strip().endswith("-dirty")).lower()
+    return tags
+
+
+def log_model(
+    uri: str, run_id: str, bundle: Path, name: str, *, alias: str | None = None, step: int = 0
+) -> str | None:
+    """Log the model folder as MLflow's own kind of model, and register it; returns the version.
+
+    The logged folder holds ``model.safetensors`` (weights, config, label names, preprocessing) and the code
+    that reads it, so that ``mlflow.pyfunc.load_model`` works without tubelet and without the recipe.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    client = client_for(uri)
+    run = client.get_run(run_id)
+    logged = client.create_logged_model(
+        run.info.experiment_id, name=name, source_run_id=run_id, model_type="video-classification"
+    )
+    with tempfile.TemporaryDirectory(prefix="tubelet-model-") as folder:
+        local = Path(folder) / "model"
+        _save_pyfunc(bundle, local, logged, run_id)
+        client.log_model_artifacts(logged.model_id, str(local))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+    with _as_default(uri):
+        return _register(client, name, logged.model_id, run_id, alias)
+
+
+def resolve_model(uri: str, tracking_uri: str | None = None) -> tuple[Path, ModelLink]:
+    """The local folder with ``model.safetensors`` of a ``runs:/…`` or ``models:/…`` URI, and its origin.
+
+    What was downloaded once is kept in ``~/.cache/tubelet/models`` (``TUBELET_CACHE`` moves it): a registered
+    version never changes.
+
+    Raises:
+        UserError: no such run, model, version or alias; the tracking server does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    tracking_uri = check_uri(tracking_uri)
+    client = client_for(tracking_uri)
+    try:
+        link = _resolve(client, uri)
+        return _download(client, link, tracking_uri), link
+    except MlflowException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot load {uri} from {tracking_uri}: {reason}; check --tracking-uri") from error
+
+
+def metric_history(run_id: str, name: str, tracking_uri: str) -> dict[int, float]:
+    """The values of a metric by step; where a step has several, the last."""
+    return {point.step: point.value for point in client_for(tracking_uri).get_metric_history(run_id, name)}
+
+
+def model_link(uri: str, run_id: str | None, tracking_uri: str | None) -> ModelLink:
+    """What MLflow knows of a model that was loaded from a folder but trained in ``run_id``."""
+    link = ModelLink(uri, run_id)
+    if run_id is None:
+        return link
+    # The model's run may be on another server, or gone: the tags then say what is known.
+    with suppress(Exception):
+        client = client_for(check_uri(tracking_uri))
+        found = client.search_model_versions(f"run_id='{run_id}'")
+        if found:
+            newest = max(found, key=lambda one: int(one.version))
+            return _of_version(uri, newest)
+    return link
+
+
+def _save_pyfunc(bundle: Path, target: Path, logged: Any, run_id: str) -> None:
+    import mlflow
+    import pandas as pd
+    from mlflow.models import Model
+
+    root = Path(__file__).parents[1]
+    # Only the code: byte code of this Python would be noise for another.
+    code = target.parent / "tubelet"
+    shutil.copytree(root, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    weights = target.parent / "weights"
+    weights.mkdir()
+    shutil.copyfile(bundle / MODEL_FILE, weights / MODEL_FILE)
+    mlflow.pyfunc.save_model(
+        path=str(target),
+        python_model=str(root / "inference" / "serving.py"),
+        artifacts={"weights": str(weights)},
+        code_paths=[str(code)],
+        signature=_signature(),
+        input_example=pd.DataFrame({"uri": ["s3://bucket/path/video.mp4"]}),
+        pip_requirements=[f"{name}=={found}" for name in _REQUIREMENTS if (found := _version(name))],
+        mlflow_model=Model(
+            artifact_path=logged.artifact_location,
+            model_uuid=logged.model_id,
+            model_id=logged.model_id,
+            run_id=run_id,
+        ),
+    )
+
+
+def _signature() -> Any:
+    """In: a column ``uri`` of videos. Out: label, score, topk_labels, topk_scores, error."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    inputs = Schema([ColSpec(DataType.string, "uri")])
+    outputs = Schema(
+        [
+            ColSpec(DataType.string, "uri"),
+            ColSpec(DataType.string, "label"),
+            ColSpec(DataType.double, "score"),
+            ColSpec(Array(DataType.string), "topk_labels"),
+            ColSpec(Array(DataType.double), "topk_scores"),
+            ColSpec(DataType.string, "error"),
+        ]
+    )
+    params = ParamSchema([ParamSpec("views", DataType.string, "1x1"), ParamSpec("topk", DataType.integer, 5)])
+    return ModelSignature(inputs, outputs, params)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name).partition("+")[0]  # a local build such as +cpu is on no index
+    except PackageNotFoundError:
+        return None
+
+
+@contextmanager
+def _as_default(uri: str) -> Iterator[None]:
+    """A local database's registry looks the logged model up at the process's default URI, not at ours."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # this also takes the environment variable away
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def _register(client: Any, name: str, model_id: str, run_id: str, alias: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    made = client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id)
+    if alias:
+        client.set_registered_model_alias(name, alias, made.version)
+    return str(made.version)
+
+
+def _resolve(client: Any, uri: str) -> ModelLink:
+    scheme, _, rest = uri.partition(":/")
+    rest = rest.strip("/")
+    if scheme == "runs":
+        return _of_run(client, uri, *rest.partition("/")[::2])
+    if "@" in rest:
+        name, _, alias = rest.partition("@")
+        return _of_version(uri, client.get_model_version_by_alias(name, alias))
+    name, _, number = rest.partition("/")
+    if number == "latest":
+        found = client.search_model_versions(f"name='{name}'")
+        if not found:
+            raise UserError(f"no model {name!r} is registered: train it, or check --tracking-uri")
+        return _of_version(uri, max(found, key=lambda one: int(one.version)))
+    if number:
+        return _of_version(uri, client.get_model_version(name, number))
+    model = client.get_logged_model(name)
+    return ModelLink(uri, model.source_run_id, None, None, model.model_id)
+
+
+def _of_run(client: Any, uri: str, run_id: str, name: str) -> ModelLink:
+    run = client.get_run(run_id)
+    outputs = list(run.outputs.model_outputs) if run.outputs else []
+    models = [client.get_logged_model(one.model_id) for one in sorted(outputs, key=lambda one: one.step)]
+    models = [model for model in models if name in ("", "model", model.name)]
+    if not models:
+        raise UserError(f"the run {run_id} has no model: train it to the end, or give its --out folder")
+    found = client.search_model_versions(f"run_id='{run_id}'")
+    for one in found:
+        if _model_id(one) == models[-1].model_id:
+            return _of_version(uri, one)
+    return ModelLink(uri, run_id, None, None, models[-1].model_id)
+
+
+def _of_version(uri: str, found: Any) -> ModelLink:
+    return ModelLink(uri, found.run_id, found.name, str(found.version), _model_id(found))
+
+
+def _model_id(found: Any) -> str | None:
+    """The logged model behind a version: its own field or, as the SQL store has it, its source."""
+    source = str(found.source or "")
+    return found.model_id or (source.removeprefix("models:/") if source.startswith("models:/m-") else None)
+
+
+def _download(client: Any, link: ModelLink, tracking_uri: str) -> Path:
+    name = f"{tracking_uri} {link.model_id or link.identity}"
+    target = cache_folder() / hashlib.blake2b(name.encode(), digest_size=10).hexdigest()
+    # A logged model's id is unique for ever; the number of a version is not, where a database was made anew.
+    if not (link.model_id and (target / MODEL_FILE).exists()):
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            _fetch_weights(client, link, tracking_uri, Path(folder)).replace(target / MODEL_FILE)
+    return target
+
+
+def _fetch_weights(client: Any, link: ModelLink, tracking_uri: str, folder: Path) -> Path:
+    """Download the one file that matters of a logged model."""
+    import mlflow
+
+    if link.model_id:
+        location = client.get_logged_model(link.model_id).artifact_location
+    else:
+        location = client.get_model_version_download_uri(link.name, link.version)
+    for place in (f"artifacts/weights/{MODEL_FILE}", MODEL_FILE):
+        uri = f"{location.rstrip('/')}/{place}"
+        with suppress(Exception):
+            found = mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri
+            )
+            return Path(found)
+    raise UserError(f"{link.uri} has no {MODEL_FILE} that can be read at {location}: did tubelet log it?")
+
+
+def cache_folder() -> Path:
+    """Where downloaded models are kept."""
+    root = os.environ.get("TUBELET_CACHE")
+    folder = Path(root) if root else Path.home() / ".cache" / "tubelet"
+    return folder / "models"
+
+
+def source_tags(**values: object) -> Mapping[str, str]:
+    """Tags of where a run's data comes from: ``manifest``, ``fingerprint``, ``out`` and the like."""
+    return {f"tubelet.{name}": str(value) for name, value in values.items() if value is not None}

@@ -1,0 +1,156 @@
+"""From a prepared request to what the ranks get: plan, stream, initial weights."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from tubelet import storage
+from tubelet.clips import TrainCrop
+from tubelet.config import UserError
+from tubelet.inference.bundle import ModelBundle
+from tubelet.training.checkpoint import CheckpointStore
+from tubelet.training.examples import Targets
+from tubelet.training.feed import FeedConfig
+from tubelet.training.job import TrainJob
+from tubelet.training.plan import Plan, Validation
+from tubelet.training.prepare import INITIAL, Prepared
+from tubelet.training.recipe import parse_views
+from tubelet.training.resources import Resources
+from tubelet.training.state import MODEL_FILE
+from tubelet.training.stream import StreamConfig
+from tubelet.vivit import ViViT, init_from
+
+
+def initial_model(prepared: Prepared) -> str:
+    """Write the weights that step 0 starts from, once, so that a resume starts from the same.
+
+    Returns what became of the weights of ``--init``, as a table for people ('' without).
+
+    Raises:
+        UserError: ``--init`` names no weights, or they do not fit the model.
+    """
+    request = prepared.request
+    target = storage.join(request.out, INITIAL, MODEL_FILE)
+    if prepared.record is not None and storage.exists(target, request.options):
+        return ""
+    torch.manual_seed(request.recipe.seed)
+    model = ViViT(prepared.config)
+    report = _fill(model, prepared) if request.init else ""
+    with tempfile.TemporaryDirectory(prefix="tubelet-init-") as folder:
+        bundle = ModelBundle(model, prepared.examples.labels, prepared.spec, request.recipe.multilabel)
+        storage.upload_file(bundle.save(folder), target, request.options)
+    return report
+
+
+def _fill(model: ViViT, prepared: Prepared) -> str:
+    request, init = prepared.request, prepared.request.recipe.init
+    source: ViViT | str = request.init or ""
+    head = False
+    if _is_ours(str(source)):
+        bundle = ModelBundle.load(str(source), request.tracking_uri, request.options)
+        source, head = bundle.model, bundle.labels == prepared.examples.labels
+    try:
+        report = init_from(
+            model,
+            source,
+            embedding=init.embedding,
+            # Between two videos "auto" knows what their grids need; the recipe's word is for an image's.
+            position="auto" if isinstance(source, ViViT) else init.position,
+            temporal_attention=_TEMPORAL.get(init.temporal, init.temporal),
+            head=head,
+        )
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        raise UserError(f"--init {request.init}: {error}") from error
+    return str(report)
+
+
+# The recipe's word for a way to start Model 3's second attention, where the model's own word differs.
+_TEMPORAL = {"zero_out": "zero_output"}
+
+
+def _is_ours(source: str) -> bool:
+    """Whether ``source`` is a MODEL of tubelet, rather than weights of others."""
+    if source.startswith(("runs:/", "models:/")) or storage.is_remote(source):
+        return True
+    path = Path(source)
+    return path.is_dir() and not (path / "config.json").exists() and not source.startswith(("timm:", "hf:"))
+
+
+def _metadata(prepared: Prepared) -> dict[str, Any]:
+    """What every model file of the run says of its origin."""
+    return {
+        "recipe": prepared.request.recipe.model_dump(mode="json"),
+        "manifest": storage.normalise_uri(prepared.request.manifest),
+        "data_fingerprint": prepared.examples.fingerprint,
+    }
+
+
+def plan_of(prepared: Prepared) -> Plan:
+    """The sample plan of the whole run."""
+    recipe, examples = prepared.request.recipe, prepared.examples
+    groups = next(iter(examples.targets.values())) if recipe.sampling == "balanced" else None
+    others = prepared.validation.table if prepared.validation else None
+    return Plan(examples.table, recipe.batch, recipe.seed, groups, validation_of(prepared), others)
+
+
+def validation_of(prepared: Prepared) -> Validation | None:
+    """Which videos are looked at between steps, and when."""
+    if prepared.validation is None:
+        return None
+    settings = prepared.request.recipe.evaluation
+    temporal, spatial = parse_views(settings.views)
+    return Validation(len(prepared.validation), temporal * spatial, settings.every, prepared.total_steps)
+
+
+def targets_of(prepared: Prepared) -> tuple[Targets, Targets | None]:
+    """Targets of the training and of the validation videos."""
+    return prepared.examples.targets, prepared.validation.targets if prepared.validation else None
+
+
+def stream_config(prepared: Prepared, decode_workers: int) -> StreamConfig:
+    """How its samples are decoded."""
+    request, cut = prepared.request, prepared.request.recipe.augment
+    return StreamConfig(
+        spec=prepared.spec,
+        crop=TrainCrop(
+            crop=cut.crop,
+            scale_jitter=cut.jitter,
+            shift=cut.shift,
+            area=cut.area,
+            ratio=cut.ratio,
+            flip=cut.flip,
+        ),
+        views=parse_views(request.recipe.evaluation.views),
+        seed=request.recipe.seed,
+        decode_workers=decode_workers,
+        storage=request.options,
+    )
+
+
+def make_job(prepared: Prepared, resources: Resources, board: Any) -> TrainJob:
+    """What every rank gets; the plan and the targets lie in Ray's object store."""
+    request, recipe = prepared.request, prepared.request.recipe
+    plan = ray.put(plan_of(prepared))
+    stream = stream_config(prepared, resources.decode_workers)
+    store = CheckpointStore(storage.normalise_uri(request.out), request.options, recipe.retain)
+    feed = FeedConfig(
+        plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store, resources.rank_cpus
+    )
+    return TrainJob(
+        recipe=recipe,
+        spec=prepared.spec,
+        labels=prepared.examples.labels,
+        targets=ray.put(targets_of(prepared)),
+        train_rows=len(prepared.examples),
+        validation=validation_of(prepared),
+        feed=feed,
+        initial=storage.join(request.out, INITIAL),
+        board=board,
+        metadata=_metadata(prepared),
+        watch_nodes=len(ray.nodes()) > 1,
+    )

@@ -1,0 +1,155 @@
+"""Checkpoints: one folder each, uploaded in the background, valid once their ``COMPLETE`` marker is there.
+
+A checkpoint ``<out>/checkpoints/step-00000012`` holds ``model.safetensors`` (a MODEL like any other: the
+averaged weights where the recipe averages), ``state.safetensors`` (what training needs besides: optimiser,
+raw weights) and ``told.json`` (the figures since the checkpoint before). Nothing in it can be executed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tubelet import storage
+from tubelet.storage import StorageOptions
+
+MARKER = "COMPLETE"
+_NAME = re.compile(r"step-(\d{8,})")
+
+# Waits between the tries of one upload, seconds: five minutes in all, longer than a store's usual hiccup.
+RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0, 120.0)
+
+
+@dataclass
+class CheckpointStore:
+    """The checkpoints of one output folder, on any store. One process writes, others may read."""
+
+    out: str
+    options: StorageOptions = field(default_factory=StorageOptions)
+    retain: int = 3
+
+    def uri(self, step: int) -> str:
+        """Where the checkpoint of ``step`` lies."""
+        return storage.join(self.out, "checkpoints", f"step-{step:08d}")
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return [step for step in self._all_steps() if self.is_complete(step)]
+
+    def newest(self) -> int | None:
+        """Step of the newest complete checkpoint; None where there is none."""
+        for step in reversed(self._all_steps()):
+            if self.is_complete(step):
+                return step
+        return None
+
+    def is_complete(self, step: int) -> bool:
+        """Whether the marker, which is written last, is there."""
+        return storage.exists(storage.join(self.uri(step), MARKER), self.options)
+
+    def fetch(self, step: int, folder: Path) -> Path:
+        """The files of a checkpoint on this machine: in place where ``out`` is local, else in ``folder``."""
+        if not storage.is_remote(self.out):
+            return Path(self.uri(step))
+        storage.download_dir(self.uri(step), folder, self.options)
+        return folder
+
+    def publish(self, step: int, files: Path, *, keep: int | None = None) -> None:
+        """Copy ``files`` to the checkpoint of ``step``, then its marker, then delete what is not retained.
+
+        ``keep``: a step that retention spares, such as the best.
+        """
+        target = self.uri(step)
+        if step in self._all_steps():
+            self._delete(step)  # a part of an earlier try: its files must not mix with these
+        sizes = {file.name: file.stat().st_size for file in sorted(files.iterdir())}
+        storage.upload_dir(files, target, self.options)
+        marker = json.dumps({"step": step, "files": sizes}).encode()
+        storage.write_bytes(storage.join(target, MARKER), marker, self.options)
+        self._retain(keep)
+
+    def _retain(self, keep: int | None) -> None:
+        complete = self.steps()
+        spared = {*complete[-self.retain :], keep}
+        for step in self._all_steps():
+            if step not in spared and step < complete[-1]:
+                self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        # The marker goes first: a reader in between sees no checkpoint rather than half of one.
+        storage.delete(storage.join(self.uri(step), MARKER), self.options)
+        storage.delete_tree(self.uri(step), self.options)
+
+    def _all_steps(self) -> list[int]:
+        names = storage.list_names(storage.join(self.out, "checkpoints"), self.options)
+        found = (_NAME.fullmatch(name.rstrip("/")) for name in names)
+        return sorted(int(match[1]) for match in found if match)
+
+
+class CheckpointWriter:
+    """Writes checkpoints in the background, one at a time, trying again when the store fails.
+
+    ``save`` blocks only for the copy to local disk, and for the upload before this one. An upload that
+    failed for good is reported by the next call, so that a run does not go on for days without a
+    checkpoint.
+    """
+
+    def __init__(self, store: CheckpointStore, waits_s: tuple[float, ...] = RETRY_WAITS_S) -> None:
+        self._store, self._waits_s = store, waits_s
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self.retries = 0
+
+    def save(self, step: int, write: Callable[[Path], None], *, keep: int | None = None) -> None:
+        """``write`` puts files into an empty local folder; they are published while training goes on.
+
+        Raises:
+            OSError: the upload before this one failed for good.
+        """
+        folder = Path(tempfile.mkdtemp(prefix=f"tubelet-step-{step}-"))
+        try:
+            write(folder)
+            self.wait()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._pending = self._pool.submit(self._publish, step, folder, keep)
+
+    def wait(self) -> None:
+        """Return once the upload under way has ended.
+
+        Raises:
+            OSError: it failed for good.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Finish the upload under way and stop."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def _publish(self, step: int, folder: Path, keep: int | None) -> None:
+        try:
+            for wait_s in (*self._waits_s, None):
+                try:
+                    self._store.publish(step, folder, keep=keep)
+                except Exception as error:
+                    if wait_s is None:
+                        raise OSError(f"cannot write the checkpoint of step {step}: {error}") from error
+                    self.retries += 1
+                    time.sleep(wait_s)
+                else:
+                    return
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,336 @@
+"""A training run as the driver sees it: start the ranks, watch them, feed the tracker, publish the model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.v2.api.exceptions
+from ray.train.torch import TorchTrainer
+
+from tubelet import storage
+from tubelet.config import UserError
+from tubelet.inference.bundle import ModelBundle
+from tubelet.progress import ProgressLine
+from tubelet.tracking import Tracker
+from tubelet.training.board import Record, open_board
+from tubelet.training.build import make_job
+from tubelet.training.checkpoint import CheckpointStore
+from tubelet.training.feed import NAME, Feed
+from tubelet.training.job import TrainJob
+from tubelet.training.loop import train_worker
+from tubelet.training.prepare import Prepared, write_record
+from tubelet.training.resources import Resources, share_out
+from tubelet.training.state import MODEL_FILE
+
+POLL_S = 0.25
+# Videos that failed are listed up to this many; the counts go on.
+MAX_FAILURES = 10_000
+# Ray Train looks after its ranks this often; at its default of 2 s a short run mostly waits for its end.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+
+class StoppedError(Exception):
+    """The run was asked to stop, saved a checkpoint and did."""
+
+    def __init__(self, reason: str, step: int) -> None:
+        super().__init__(f"stopped by {reason} at step {step}; go on with --resume")
+        self.reason, self.step = reason, step
+
+
+@dataclass
+class Progress:
+    """What the driver has heard from the ranks so far."""
+
+    step: int = 0
+    outcome: str = ""
+    failed: int = 0
+    restarts: int = -1
+    first_step: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    validation: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, tuple[str, str]] = field(default_factory=dict)
+    stall_s: float = 0.0
+    steps_s: float = 0.0
+    timed_steps: int = 0
+
+
+def fit(prepared: Prepared, init_report: str = "") -> dict[str, Any]:
+    """Run a prepared training to its end on the Ray that is connected; returns the summary.
+
+    ``init_report``: what :func:`tubelet.training.build.initial_model` said.
+
+    Raises:
+        StoppedError: SIGTERM or SIGINT came; a checkpoint was saved.
+        UserError: too many videos failed to decode, or the cluster is too small.
+    """
+    started_s = time.monotonic()
+    resources = share_out(prepared.request.recipe)
+    tracker = _start_tracker(prepared)
+    try:
+        write_record(prepared, tracker.run_id)
+        if init_report:
+            tracker.log_text(init_report, "init.txt")
+        progress = _train(prepared, resources, tracker)
+        _raise_outcome(prepared, progress)
+        summary = _publish(prepared, tracker)
+    except (StoppedError, KeyboardInterrupt):
+        tracker.finish("KILLED")
+        raise
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    summary |= _figures(prepared, progress, time.monotonic() - started_s)
+    tracker.finish("FINISHED")
+    return summary
+
+
+# ---- before
+
+
+def _start_tracker(prepared: Prepared) -> Tracker:
+    request, record = prepared.request, prepared.record or {}
+    name = request.name or storage.name_of(request.out)
+    tags = {
+        "tubelet.job": "train",
+        "tubelet.manifest": storage.normalise_uri(request.manifest),
+        "tubelet.data_fingerprint": prepared.examples.fingerprint,
+        "tubelet.out": storage.normalise_uri(request.out),
+    }
+    tracker = Tracker.start(
+        request.tracking_uri,
+        request.experiment,
+        name,
+        run_id=record.get("run_id"),
+        tags=tags,
+        params=_params(prepared),
+    )
+    if not record:
+        tracker.log_text(request.recipe.to_yaml(), "recipe.yaml")
+    return tracker
+
+
+def _params(prepared: Prepared) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in prepared.request.recipe.model_dump(mode="json").items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat | {"total_steps": prepared.total_steps, "train_videos": len(prepared.examples)}
+
+
+def _trainer(job: TrainJob, resources: Resources, scratch: str) -> TorchTrainer:
+    least, most = job.recipe.world
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        datasets={NAME: _nothing},
+        dataset_config=Feed(job.feed),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=most if least == most else (least, most),
+            use_gpu=resources.use_gpu,
+            resources_per_worker=resources.of_rank,
+        ),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=scratch,
+            failure_config=ray.train.FailureConfig(max_failures=job.recipe.max_failures),
+        ),
+    )
+
+
+def _nothing() -> None:
+    """In place of a dataset: :class:`Feed` makes the stream once the number of ranks is known."""
+
+
+# ---- meanwhile
+
+
+def _train(prepared: Prepared, resources: Resources, tracker: Tracker) -> Progress:
+    request = prepared.request
+    progress = Progress()
+    store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+    if store.newest() == prepared.total_steps:
+        progress.step, progress.outcome = prepared.total_steps, "done"  # only publishing was left to do
+        return progress
+    if len(ray.nodes()) == 1:
+        # Nobody takes away the only node with notice; the watcher would cost a process.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    board = open_board()
+    with tempfile.TemporaryDirectory(prefix="tubelet-train-") as scratch, _signals(board) as reasons:
+        trainer = _trainer(make_job(prepared, resources, board), resources, scratch)
+        errors: list[BaseException] = []
+        # In a thread: the main one hears signals and feeds the tracker.
+        thread = threading.Thread(target=_fit_in_thread, args=(trainer, errors), name="fit", daemon=True)
+        thread.start()
+        with ProgressLine("train", prepared.total_steps, "steps") as line:
+            while thread.is_alive():
+                thread.join(POLL_S)
+                _hear(board, progress, tracker, line)
+            _hear(board, progress, tracker, line)
+    _tell_failures(progress, tracker)
+    if errors:
+        raise _readable(errors[0])
+    if progress.outcome == "stopped":
+        raise StoppedError(reasons[0] if reasons else "request", progress.step)
+    return progress
+
+
+def _readable(error: BaseException) -> BaseException:
+    """The error of a rank rather than pages about all of them."""
+    if not isinstance(error, ray.train.v2.api.exceptions.WorkerGroupError):
+        return error
+    rank, cause = next(iter(error.worker_failures.items()), (0, error))
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    failed = RuntimeError(f"rank {rank} failed: {lines[-1] if lines else type(cause).__name__}")
+    failed.__cause__ = error
+    return failed
+
+
+def _tell_failures(progress: Progress, tracker: Tracker) -> None:
+    """Keep which videos could not be trained on, with the reasons, beside the run."""
+    if progress.failures:
+        lines = [f"{uri}\t{code}\t{error}" for uri, (code, error) in sorted(progress.failures.items())]
+        tracker.log_text("uri\terror_code\terror\n" + "\n".join(lines) + "\n", "failed_videos.tsv")
+
+
+def _fit_in_thread(trainer: TorchTrainer, errors: list[BaseException]) -> None:
+    try:
+        trainer.fit()
+    except BaseException as error:
+        errors.append(error)
+
+
+@contextmanager
+def _signals(board: Any) -> Iterator[list[str]]:
+    """SIGTERM or SIGINT asks the ranks to save and stop; a second one ends the driver at once."""
+    reasons: list[str] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del frame
+        if reasons:
+            raise KeyboardInterrupt
+        reasons.append(signal.Signals(number).name)
+        board.stop.remote(reasons[-1])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield reasons
+        return
+    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield reasons
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _hear(board: Any, progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
+    records: list[Record] = ray.get(board.take.remote())
+    for record in records:
+        if record["kind"] == "start":
+            progress.restarts += 1
+            line.done = progress.step = progress.first_step = record["step"]
+        elif record["kind"] == "step":
+            _hear_step(record, progress, tracker, line)
+        elif record["kind"] == "failure":
+            if len(progress.failures) < MAX_FAILURES:
+                progress.failures[record["uri"]] = (record["code"], record["error"])
+        elif record["kind"] == "validation":
+            progress.validation = record["figures"]
+            tracker.log_metrics({f"val/{name}": v for name, v in record["figures"].items()}, record["step"])
+        elif record["kind"] == "end":
+            progress.step, progress.outcome = record["step"], record["outcome"]
+
+
+def _hear_step(record: Record, progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
+    figures: dict[str, float] = record["figures"]
+    tracker.log_metrics({f"train/{name}": value for name, value in figures.items()}, record["step"])
+    if record.get("again"):
+        return
+    progress.step, progress.figures = record["step"], figures
+    progress.failed += record["failed"]
+    if progress.step > progress.first_step + 1:  # the first batch is the wait for the stream to start
+        progress.stall_s += figures["data_stall"] * figures["step_s"]
+        progress.steps_s += figures["step_s"]
+        progress.timed_steps += 1
+    line.advance(
+        1,
+        loss=figures["loss"],
+        clips_per_s=figures["clips_per_s"],
+        data_stall=figures["data_stall"],
+        errors=progress.failed,
+    )
+
+
+# ---- after
+
+
+def _raise_outcome(prepared: Prepared, progress: Progress) -> None:
+    if progress.outcome == "too many errors":
+        limit = prepared.request.recipe.max_error_rate
+        raise UserError(
+            f"more than {limit:.0%} of the clips ({progress.failed} by step {progress.step}) failed: "
+            "see which with `tubelet index --update`, or raise max_error_rate="
+        )
+
+
+def _publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
+    """Register the final model and the best, then write the final one: whoever sees it sees the run's end."""
+    request, total = prepared.request, prepared.total_steps
+    store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+    name = storage.name_of(request.out)
+    with tempfile.TemporaryDirectory(prefix="tubelet-final-") as folder:
+        final = _stamped(store, total, Path(folder), tracker)
+        notes = final.metadata
+        best = (notes.get("best") or {}).get("step", total)
+        version = tracker.log_model(Path(folder) / "step", name, alias="final", step=total)
+        best_version = version
+        if best != total and store.is_complete(best):
+            with tempfile.TemporaryDirectory(prefix="tubelet-best-") as other:
+                _stamped(store, best, Path(other), tracker)
+                best_version = tracker.log_model(Path(other) / "step", name, alias="best", step=best)
+        elif version is not None:
+            tracker.set_alias(name, "best", version)
+        local = Path(folder) / "step" / MODEL_FILE
+        storage.upload_file(local, storage.join(request.out, MODEL_FILE), request.options)
+    return {
+        "out": request.out,
+        "steps": total,
+        "run_id": tracker.run_id,
+        "model_name": name,
+        "model_version": version,
+        "best_step": best,
+        "best_version": best_version,
+        **{f"val_{k}": v for k, v in (notes.get("validation") or {}).get("scores", {}).items()},
+    }
+
+
+def _stamped(store: CheckpointStore, step: int, folder: Path, tracker: Tracker) -> ModelBundle:
+    """The model of a checkpoint, which also says its run, in ``folder``/step."""
+    files = store.fetch(step, folder / "fetched")
+    bundle = ModelBundle.load(files / MODEL_FILE)
+    bundle.metadata["run_id"] = tracker.run_id
+    bundle.save(folder / "step")
+    return bundle
+
+
+def _figures(prepared: Prepared, progress: Progress, seconds: float) -> dict[str, Any]:
+    batch = prepared.request.recipe.batch
+    return {
+        "loss": progress.figures.get("loss"),
+        "clips_per_s": progress.timed_steps * batch / progress.steps_s if progress.steps_s else None,
+        "data_stall": progress.stall_s / progress.steps_s if progress.steps_s else None,
+        "failed_clips": progress.failed,
+        "failed_videos": len(progress.failures),
+        "restarts": max(progress.restarts, 0),
+        "seconds": round(seconds, 1),
+    }

@@ -1,0 +1,274 @@
+"""The recipe: every setting of a training run, strict, with the paper's meaning of each.
+
+A recipe is one YAML file (``jobs/recipes/*.yaml``, or the user's own) plus ``key=value`` overrides. Settings
+of a part stand in a group (``optimiser.lr``); an override may leave the group out where the name is
+unambiguous (``lr=0.1``). Sections are those of the ViViT paper, arXiv 2103.15691.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from tubelet.config import Settings, load_settings, read_yaml, valid_keys
+
+if TYPE_CHECKING:
+    from tubelet.clips import ClipSpec
+
+# What a resumed run may change without altering a single batch or weight.
+RESUMABLE = frozenset(
+    {
+        "workers",
+        "rank_cpus",
+        "decode_workers",
+        "checkpoint_every",
+        "retain",
+        "evaluation",
+        "prefetch",
+        "max_failures",
+    }
+)
+
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]  # of dropping: 1 would leave nothing
+Decay = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(gt=0)]
+Whole = Annotated[int, Field(ge=0)]
+
+
+def parse_views(text: str) -> tuple[int, int]:
+    """``"4x3"`` to (4 temporal clips, 3 spatial crops).
+
+    Raises:
+        ValueError: not of that form, or a number that is not positive, or crops other than 1 or 3.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", str(text))
+    if not match or int(match[1]) < 1 or int(match[2]) not in (1, 3):
+        raise ValueError(f"views {text!r}: write temporal clips x spatial crops (1 or 3), for example 4x3")
+    return int(match[1]), int(match[2])
+
+
+class OptimiserSettings(Settings):
+    """SGD with momentum as the paper (section 4.1), or AdamW."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: NonNegative = 0.1  # of the global batch; it does not change with the number of workers
+    momentum: Rate = 0.9  # sgd: heavy ball, m = 0.9 m + g; p -= lr m
+    nesterov: bool = False
+    betas: tuple[Rate, Rate] = (0.9, 0.999)  # adamw
+    eps: Positive = 1e-8  # adamw
+    weight_decay: NonNegative = 0.0  # adamw: decoupled; spares biases, norms, positions and class tokens
+    layer_decay: Decay = 1.0  # block i learns at lr * layer_decay^(blocks above it)
+    clip_norm: Positive | None = 1.0  # of the global gradient, after the all-reduce
+
+
+class ScheduleSettings(Settings):
+    """Learning rate over the run: linear warm-up, then half a cosine to ``final_ratio`` of the base."""
+
+    shape: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: Whole | None = None
+    warmup_epochs: NonNegative = 0.0  # used where warmup_steps is null
+    final_ratio: Share = 0.0
+
+
+class RandAugmentSettings(Settings):
+    """Clip-consistent RandAugment (paper, table 7).
+
+    ``layers`` operations of strength ``magnitude`` (0 to 10 and beyond: the released recipes use 15 and 20).
+    """
+
+    layers: Whole = 0
+    magnitude: NonNegative = 15
+
+
+class AugmentSettings(Settings):
+    """What a training clip looks like. Every draw is a function of (seed, epoch, key) alone."""
+
+    crop: Literal["jitter", "resized", "centre"] = "jitter"
+    jitter: tuple[Positive, Positive] = (0.9, 1.33)  # of height and width, drawn apart, after short_side
+    shift: Share = 1.0  # crop=jitter: how far from the centre the crop may lie; 1: anywhere, 0: nowhere else
+    area: tuple[Decay, Decay] = (0.25, 1.0)  # crop=resized: share of the frame's area
+    ratio: tuple[Positive, Positive] = (0.75, 1.3333)  # crop=resized: width over height
+    flip: Share = 0.5  # set 0 where left and right differ in meaning
+    colour: Share = 0.0  # probability of brightness, saturation, contrast and hue jitter
+    grey: Share = 0.0  # probability of greyscale, drawn apart from colour
+    randaugment: RandAugmentSettings = RandAugmentSettings()
+    mixup: NonNegative = 0.0  # alpha of the Beta; 0: off
+    cutmix: NonNegative = 0.0  # alpha of the Beta; with mixup too, each step draws one of the two
+
+
+class RegularisationSettings(Settings):
+    """What holds the model back from learning the training set by heart."""
+
+    dropout: Rate = 0.0
+    attention_dropout: Rate = 0.0
+    droplayer: Rate = 0.0  # stochastic depth of the last layer, rising from 0 at the first
+    label_smoothing: Rate = 0.0
+    ema: Rate | None = None  # decay a step of the averaged weights, which are then the saved ones
+
+
+class InitSettings(Settings):
+    """How weights given by ``--init`` become this model's (paper, section 3.4)."""
+
+    embedding: Literal["central", "average"] = "central"  # Eq. 9 and Eq. 8; of a 2-D patch embedding
+    position: Literal["tile", "resize", "resize_tile"] = "tile"
+    temporal: Literal["zero_out", "zero", "copy"] = "zero_out"  # Model 3's temporal attention
+
+
+class EvaluationSettings(Settings):
+    """Evaluation while training, on the ``split`` of the manifest."""
+
+    every: Count | None = None  # steps; null: at the end only
+    split: str = "val"
+    views: str = "1x1"  # temporal clips x spatial crops
+    batch: Count = 8
+
+    @field_validator("views")
+    @classmethod
+    def _views(cls, value: str) -> str:
+        parse_views(value)
+        return value
+
+
+class Recipe(Settings):
+    """All settings of a training run. ``max_steps`` or ``epochs`` must be given."""
+
+    # Model
+    model: str = "b-16x2-model1"
+    model_options: Mapping[str, Any] = Field(default_factory=dict)  # what differs from the preset
+    heads: tuple[str, ...] = ()  # columns label_<head> of the manifest; empty: the one column `label`
+    multilabel: bool = False  # labels are lists; sigmoid and binary cross-entropy
+    freeze: Literal["none", "backbone"] = "none"  # backbone: only the head learns
+
+    # Clip
+    frames: Count = 32
+    stride: Count | None = 2  # frames between two of the clip; null with fps null: the whole video
+    fps: Positive | None = None  # sample by time instead of by stride
+    size: Count = 224  # crop side, pixels
+    short_side: Count | None = None  # before the crop; null: size * 256 / 224
+
+    # Length and batch
+    batch: Count = 64  # global, whatever the number of workers
+    accumulate: Count = 1  # forward passes a step and rank; saves memory, changes nothing else
+    max_steps: Count | None = None
+    epochs: Positive | None = None
+    seed: Whole = 0
+    sampling: Literal["natural", "balanced"] = "natural"  # balanced: every class equally often
+
+    # Machines
+    workers: str = "1"  # ranks; "2..4" is elastic
+    # Logical CPUs a rank reserves beside its GPU. null: 1 with a GPU, next to nothing without, where ranks
+    # and decoding share the cores. Set it to the cores of a node for one rank a node.
+    rank_cpus: Positive | None = None
+    decode_workers: Count | None = None  # null: what the cluster has left
+    prefetch: Count = 2  # batches ready before a rank asks
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    max_failures: Annotated[int, Field(ge=-1)] = 3  # of workers before the run gives up; -1: never
+
+    # Checkpoints and errors
+    checkpoint_every: Count = 500  # steps
+    retain: Count = 3  # newest complete checkpoints kept; the best is kept besides
+    max_error_rate: Share = 0.2  # share of undecodable clips that ends the run
+
+    optimiser: OptimiserSettings = OptimiserSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    augment: AugmentSettings = AugmentSettings()
+    regularisation: RegularisationSettings = RegularisationSettings()
+    init: InitSettings = InitSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _workers(cls, value: object) -> str:
+        text = str(value)
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", text)
+        if not match or int(match[1]) < 1 or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError("write a number of workers, or a range such as 2..4")
+        return text
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.max_steps is None and self.epochs is None:
+            raise ValueError("max_steps or epochs must be set")
+        if self.fps is not None and "stride" in self.model_fields_set and self.stride is not None:
+            raise ValueError("stride and fps exclude each other: set one of them to null")
+        if self.batch < self.world[0] * self.accumulate:
+            raise ValueError(f"batch={self.batch} is smaller than workers x accumulate: raise batch=")
+        return self
+
+    @property
+    def world(self) -> tuple[int, int]:
+        """Smallest and largest number of ranks."""
+        low, _, high = self.workers.partition("..")
+        return int(low), int(high or low)
+
+    @property
+    def head_columns(self) -> dict[str, str]:
+        """Manifest column of each head, in the order of the recipe; the one head is called ``label``."""
+        return {head: f"label_{head}" for head in self.heads} if self.heads else {"label": "label"}
+
+    def length(self, train_rows: int) -> tuple[int, int]:
+        """Steps of the run and of its warm-up for ``train_rows`` training videos.
+
+        An epoch is ``train_rows // batch`` steps, as in the paper's code. Where ``max_steps`` shortens (or
+        lengthens) a recipe of ``epochs``, the warm-up keeps its share of the run.
+        """
+        epoch_steps = max(1, train_rows // self.batch)
+        planned = int(epoch_steps * self.epochs) if self.epochs is not None else None
+        total = self.max_steps or planned or 1
+        warmup = self.schedule.warmup_steps
+        if warmup is None:
+            steps = self.schedule.warmup_epochs * epoch_steps
+            warmup = int(steps * total / planned) if planned else int(steps)
+        return total, min(warmup, total)
+
+    def clip_spec(self, tubelet: tuple[int, int, int]) -> ClipSpec:
+        """How a clip is cut for a model with this ``tubelet`` (frames, height, width)."""
+        from tubelet.clips import ClipSpec
+
+        return ClipSpec(
+            frames=self.frames,
+            stride=None if self.fps is not None else self.stride,
+            fps=self.fps,
+            size=self.size,
+            short_side=self.short_side,
+            tubelet=tubelet,
+        )
+
+    def changed(self, other: Recipe) -> list[str]:
+        """Names of the settings that alter the stream or the weights and differ between the two."""
+        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
+        return [key for key in mine if key not in RESUMABLE and mine[key] != theirs[key]]
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults included, as YAML that :func:`read_recipe` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe from a YAML file or a mapping. (Names of recipes are the command line's.)
+
+    Raises:
+        UserError: no such file, an unknown key (names the nearest), a bad value.
+    """
+    data = source if isinstance(source, Mapping) else read_yaml(source)
+    return load_settings(Recipe, data, [_qualify(item) for item in overrides])
+
+
+def _qualify(item: str) -> str:
+    """Put the group before an override that leaves it out: ``lr=1`` is ``optimiser.lr=1``."""
+    key, sep, value = item.partition("=")
+    if not sep or key in Recipe.model_fields or "." in key:
+        return item
+    groups = [full for full in valid_keys(Recipe) if full.rsplit(".", 1)[-1] == key]
+    return f"{groups[0]}={value}" if len(groups) == 1 else item

@@ -1,0 +1,81 @@
+"""Who gets which CPUs. Ranks that take all of them leave none to decode, and the job hangs without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+
+from tubelet.config import UserError
+from tubelet.training.recipe import Recipe
+from tubelet.training.stream import PLAN_CPUS, REPARTITION_CPUS
+
+# A rank without a GPU computes on all cores it finds; what it reserves is bookkeeping only.
+CPU_RANK_CPUS = 0.125  # a binary fraction: Ray Train counts elastic ranks by floor division
+GPU_RANK_CPUS = 1.0
+_LEAST_DECODE_CPUS = 0.05
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ranks and decode workers ask Ray for."""
+
+    use_gpu: bool
+    rank_cpus: float
+    decode_workers: int
+
+    @property
+    def of_rank(self) -> dict[str, float]:
+        """``resources_per_worker`` of Ray Train."""
+        return {"CPU": self.rank_cpus, **({"GPU": 1.0} if self.use_gpu else {})}
+
+
+def share_out(recipe: Recipe) -> Resources:
+    """Divide the cluster between the ranks of ``recipe`` and decoding.
+
+    Raises:
+        UserError: there are fewer GPUs than ranks, or no CPU is left to decode.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = float(total.get("CPU", 0)), float(total.get("GPU", 0))
+    least, most = recipe.world
+    use_gpu = gpus > 0
+    if use_gpu and gpus < least:
+        raise UserError(f"workers={recipe.workers}: the cluster has {gpus:g} GPUs; lower workers=")
+    rank_cpus = recipe.rank_cpus or (GPU_RANK_CPUS if use_gpu else CPU_RANK_CPUS)
+    ranks = min(most, int(gpus)) if use_gpu else most
+    left = cpus - ranks * rank_cpus - PLAN_CPUS - REPARTITION_CPUS
+    workers = recipe.decode_workers or max(1, int(left) if use_gpu else int(cpus // 2))
+    if left / workers < _LEAST_DECODE_CPUS:
+        raise UserError(
+            f"{cpus:g} CPUs are too few for workers={recipe.workers} and {workers} decode workers: "
+            "lower workers=, rank_cpus= or decode_workers=, or add CPUs"
+        )
+    return Resources(use_gpu, rank_cpus, workers)
+
+
+def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str]) -> float:
+    """Logical CPUs of each of ``workers`` decode workers beside the ranks, on the nodes that there are now.
+
+    However Ray places the decode workers, some node keeps room for the tasks that plan and cut blocks: if
+    none does, the ranks wait for ever.
+
+    Args:
+        rank_nodes: the node of each rank.
+
+    Raises:
+        UserError: there is no room.
+    """
+    free = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
+    for node in rank_nodes:
+        if node in free:
+            free[node] -= rank_cpus
+    left = sum(max(0.0, cpus - PLAN_CPUS - REPARTITION_CPUS) for cpus in free.values())
+    if left / workers < _LEAST_DECODE_CPUS:
+        raise UserError(
+            f"no node has CPUs left for {workers} decode workers beside {len(rank_nodes)} ranks: "
+            "lower rank_cpus= or decode_workers=, or add CPUs"
+        )
+    # Two digits, rounded down: Ray counts in ten-thousandths, and a hair too much never fits.
+    return int(min(1.0, left / workers) * 100) / 100

@@ -1,0 +1,126 @@
+"""The training stream: a Ray Data graph from the plan to blocks of exactly one micro-batch.
+
+``chunks -> requests -> blocks of one micro-batch -> decode actors``, in order. With equal blocks
+in order, ``streaming_split`` deals them out round robin, so micro-batch ``m`` belongs to rank ``m % world``
+whatever the decode times, and any number of decode workers gives the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
+
+from tubelet.clips.decoder import Batch, ClipDecoder
+from tubelet.clips.pace import keep_pace
+from tubelet.clips.spec import ClipSpec, TrainCrop
+from tubelet.storage import StorageOptions
+from tubelet.training.plan import BatchShape, Plan
+from tubelet.video import Limits
+
+# Global batches that one row of the outermost range stands for: few enough rows for a run of a million steps.
+STEPS_A_CHUNK = 64
+_MAX_SOURCE_BLOCKS = 64
+# Making requests costs next to nothing; a whole CPU for it would be taken from decoding. One task at a time:
+# each of several would start a process, which takes seconds of a small machine.
+PLAN_CPUS = 0.1
+# Ray Data's own task that cuts blocks to length takes this many, and cannot be told otherwise.
+REPARTITION_CPUS = 1.0
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """What the stream is made of, besides the plan."""
+
+    spec: ClipSpec
+    crop: TrainCrop
+    views: tuple[int, int]  # of validation
+    seed: int
+    decode_workers: int
+    decode_cpus: float = 1.0  # logical CPUs of a decode worker
+    storage: StorageOptions = field(default_factory=StorageOptions)
+    limits: Limits = field(default_factory=Limits)
+
+
+def training_stream(
+    plan: ray.ObjectRef[Plan], shape: BatchShape, steps: tuple[int, int], config: StreamConfig
+) -> Dataset:
+    """Decoded micro-batches of the global batches ``steps[0] <= step < steps[1]``, one a block, in order.
+
+    Columns: those of :meth:`Plan.requests` and what :class:`ClipDecoder` adds.
+    """
+    first, last = steps
+    chunks = -(-(last - first) // STEPS_A_CHUNK)
+
+    def expand(batch: dict[str, npt.NDArray[Any]]) -> Iterator[pa.Table]:
+        own: Plan = ray.get(plan)
+        for chunk in batch["chunk"]:
+            start = first + int(chunk) * STEPS_A_CHUNK
+            yield from own.blocks(start, min(start + STEPS_A_CHUNK, last), shape)
+
+    # Chunks come from memory: a read stage would hold whole CPUs, which two-core machines do not have to
+    # spare.
+    ids = np.array_split(np.arange(chunks), min(chunks, _MAX_SOURCE_BLOCKS))
+    requests = (
+        ray.data.from_blocks([pa.table({"chunk": part}) for part in ids])
+        .map_batches(expand, batch_size=None, num_cpus=PLAN_CPUS, compute=TaskPoolStrategy(size=1))
+        .repartition(target_num_rows_per_block=shape.rows, strict=True)
+    )
+    stream = requests.map_batches(
+        TrainDecoder,
+        fn_constructor_args=(config,),
+        batch_size=None,
+        compute=ActorPoolStrategy(size=config.decode_workers),
+        num_cpus=config.decode_cpus,
+        zero_copy_batch=True,
+    )
+    keep_pace(stream.context)
+    return stream
+
+
+class TrainDecoder:
+    """Decodes one micro-batch a call; rows that only fill up a micro-batch are left zero."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        self._decoder = ClipDecoder(
+            config.spec,
+            views=config.views,
+            train=config.crop,
+            seed=config.seed,
+            storage=config.storage,
+            limits=config.limits,
+        )
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> Batch:
+        wanted = int(np.count_nonzero(batch["weight"]))
+        decoded = self._decoder({name: column[:wanted] for name, column in batch.items()})
+        missing = len(batch["weight"]) - wanted
+        if not missing:
+            return decoded
+        return {name: _fill(column, batch.get(name), missing) for name, column in decoded.items()}
+
+
+def _fill(decoded: npt.NDArray[Any], given: npt.NDArray[Any] | None, missing: int) -> npt.NDArray[Any]:
+    """``decoded`` and ``missing`` rows more: those given, or zeros, or ''."""
+    if given is not None:
+        return np.concatenate([decoded, given[-missing:]])
+    if decoded.dtype == object:
+        return np.concatenate([decoded, np.array([""] * missing, object)])
+    return np.concatenate([decoded, np.zeros((missing, *decoded.shape[1:]), decoded.dtype)])
+
+
+def stream_options() -> ExecutionOptions:
+    """Execution options without which ranks would get other micro-batches than the plan says."""
+    return ExecutionOptions(preserve_order=True)
+
+
+def widen_blocks(block_bytes: int) -> None:
+    """Make room for blocks of ``block_bytes``: Ray Data splits larger ones without a word."""
+    context = DataContext.get_current()
+    context.target_max_block_size = max(context.target_max_block_size or 0, 2 * block_bytes)

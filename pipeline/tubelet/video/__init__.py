@@ -1,0 +1,58 @@
+"""Bytes to clips: probe a video, choose frames by presentation time, decode them exactly and fast.
+
+Needs PyAV and NumPy only. :func:`decode_clip` and :func:`decode_views` decode here; :class:`Sandbox`
+decodes in a child process that no file can take down with it.
+"""
+
+from tubelet.video.decode import Clip, Decoded, decode_clip, decode_views, probe
+from tubelet.video.errors import DecodeError
+from tubelet.video.framing import Box, JitterCrop, Placement, ResizedCrop, ShortSide, SpaceRule, Stretch
+from tubelet.video.info import VideoInfo
+from tubelet.video.limits import Limits
+from tubelet.video.sampling import (
+    AtFps,
+    Clock,
+    Dense,
+    Frames,
+    Linspace,
+    Middle,
+    Random,
+    TimeRule,
+    Times,
+    Uniform,
+)
+from tubelet.video.sandbox import Sandbox
+from tubelet.video.source import Source
+from tubelet.video.views import View, test_views
+
+__all__ = [
+    "AtFps",
+    "Box",
+    "Clip",
+    "Clock",
+    "DecodeError",
+    "Decoded",
+    "Dense",
+    "Frames",
+    "JitterCrop",
+    "Limits",
+    "Linspace",
+    "Middle",
+    "Placement",
+    "Random",
+    "ResizedCrop",
+    "Sandbox",
+    "ShortSide",
+    "Source",
+    "SpaceRule",
+    "Stretch",
+    "TimeRule",
+    "Times",
+    "Uniform",
+    "VideoInfo",
+    "View",
+    "decode_clip",
+    "decode_views",
+    "probe",
+    "test_views",
+]

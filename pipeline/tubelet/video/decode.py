@@ -1,0 +1,384 @@
+"""From a source to clips, in this process. See :class:`tubelet.video.Sandbox` for files that are not
+trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tubelet.video.container import Video, open_video
+from tubelet.video.engine import DamageError, IndexedDecoder, SequentialDecoder, TableMismatchError
+from tubelet.video.errors import ClipError, DecodeError
+from tubelet.video.framing import Box, Placement, ShortSide
+from tubelet.video.info import VideoInfo, describe
+from tubelet.video.limits import Budget, Limits
+from tubelet.video.picture import Painter, Pixels, Shape, display_matrix
+from tubelet.video.sampling import Clock, Frames, Indices, TimeRule, Times
+from tubelet.video.source import Source
+from tubelet.video.table import PacketTable, build_table, clock_of
+from tubelet.video.views import View
+
+Allocate = Callable[[int], Pixels]
+
+
+class Clip(NamedTuple):
+    """``frames``: uint8 (T, H, W, 3), RGB. ``times_s``: float64 (T,), when each was presented, in seconds
+    from the first presented frame of the video."""
+
+    frames: Pixels
+    times_s: npt.NDArray[np.float64]
+
+
+@dataclass
+class Decoded:
+    """One clip for each view. ``error`` has the code ``partial`` where frames that do not decode were
+    replaced by the last good one before them."""
+
+    clips: list[Clip]
+    info: VideoInfo
+    error: DecodeError | None = None
+
+
+def decode_clip(
+    source: Source,
+    frames: Sequence[int] | None = None,
+    times_s: Sequence[float] | None = None,
+    short_side: int | None = None,
+    crop: int | None = None,
+    *,
+    window_s: tuple[float, float] | None = None,
+    limits: Limits | None = None,
+) -> Clip:
+    """Decode given frames of a video.
+
+    Args:
+        source: a path, bytes, an open binary file, or a callable that opens one.
+        frames: indices in presentation order, any order, repeats allowed.
+        times_s: or seconds from the first presented frame; each takes the last frame presented at or before
+        it.
+        short_side: resize the shorter side to this many pixels.
+        crop: then cut a square of this many pixels from the centre.
+        window_s: count ``frames`` from the first frame of this window of the video.
+
+    Returns:
+        (uint8 (T, H, W, 3), float64 (T,)): right side up, in RGB, and the presentation times of the frames
+        taken.
+
+    Raises:
+        DecodeError: with its ``code``; also when only a part of the frames decodes (``partial``).
+        ValueError: neither or both of ``frames`` and ``times_s``, or a frame that does not exist.
+    """
+    if (frames is None) == (times_s is None):
+        raise ValueError("give frames or times_s")
+    rule: TimeRule = Times(tuple(times_s or ())) if frames is None else Frames(tuple(frames))
+    decoded = decode_views(
+        source, [View(rule, ShortSide(short_side, crop))], window_s=window_s, limits=limits
+    )
+    if decoded.error is not None:
+        raise decoded.error
+    return decoded.clips[0]
+
+
+def decode_views(
+    source: Source,
+    views: Sequence[View],
+    *,
+    window_s: tuple[float, float] | None = None,
+    limits: Limits | None = None,
+    allocate: Allocate | None = None,
+) -> Decoded:
+    """Decode several clips of a video in one pass.
+
+    Args:
+        source: a path, bytes, an open binary file, or a callable that opens one.
+        views: which frames, and which part of them.
+        window_s: only frames presented in this window of the video exist for the time rules (their times
+        still count
+            from the first frame of the video).
+        limits: budgets; ``memory_bytes`` binds the clips only, unless a :class:`Sandbox` decodes.
+        allocate: gives the memory that all clips share (``np.empty`` by default).
+
+    Raises:
+        DecodeError: the video cannot be used, or fewer than half of the wanted frames decode.
+        ValueError: a rule asks for a frame that does not exist.
+    """
+    if not views:
+        raise ValueError("no views asked for")
+    with _typed_errors(), open_video(source, Budget(limits or Limits())) as video:
+        return _Pass(video, list(views), window_s, allocate or _new_memory).run()
+
+
+def probe(source: Source, *, deadline_s: float | None = None, limits: Limits | None = None) -> VideoInfo:
+    """Look at a video: its index, its first frame, and all its packets where the whole object is at hand.
+
+    Raises:
+        DecodeError: why the video cannot be used.
+    """
+    limits = limits or Limits()
+    if deadline_s is not None:
+        limits = Limits(
+            deadline_s, limits.memory_bytes, limits.max_frames, limits.max_pixels, limits.max_object_bytes
+        )
+    with _typed_errors(), open_video(source, Budget(limits)) as video:
+        table = build_table(video, scan=video.source.at_hand)
+        if table is not None and not table.indexed and table.packets is None:
+            video.reopen()
+        decoder = SequentialDecoder(video, table)
+        frame = next(decoder.frames(), None)
+        if frame is None:
+            raise _no_frame(video, decoder.errors)
+        video.budget.check_picture(frame.width, frame.height)
+        clock = table.clock() if table is not None and table.trusted and len(table.shown) else None
+        start_s = float(_ticks([(frame.pts, frame.dts)], video)[0] * video.time_base)
+        shape = _shape(video, frame)
+        return describe(video, table=table, clock=clock, shape=shape, frame=frame, start_s=start_s)
+
+
+@contextmanager
+def _typed_errors() -> Iterator[None]:
+    """Whatever a file makes this library or FFmpeg raise is a property of the file: a row, not the end of
+    a job.
+    """
+    try:
+        yield
+    except (DecodeError, ClipError):
+        raise
+    except MemoryError as error:
+        raise DecodeError("out_of_memory", "no memory left") from error
+    except TypeError:
+        raise
+    except Exception as error:
+        raise DecodeError("decode_error", f"{type(error).__name__}: {error}") from error
+
+
+def _new_memory(size_bytes: int) -> Pixels:
+    return np.empty(size_bytes, np.uint8)
+
+
+def _no_frame(video: Video, errors: int) -> DecodeError:
+    if errors or video.broken:
+        return DecodeError(
+            "decode_error", f"no frame decodes ({video.broken or f'{errors} packets do not decode'})"
+        )
+    return DecodeError("zero_frames", "holds no frame")
+
+
+def _shape(video: Video, frame: Any) -> Shape:
+    """The shown shape that views are placed in: of the stream as opened, right side up as its frames say."""
+    shape = Shape.of(frame, video.sample_aspect)
+    height, width = video.coded_size
+    if (height, width) == (frame.height, frame.width) or not height or not width:
+        return shape
+    return Shape(
+        *shape.orientation.size(height, max(1, round(width * video.sample_aspect))), shape.orientation
+    )
+
+
+class _Gallery:
+    """The clips while they fill: which frame goes where."""
+
+    def __init__(self, video: Video, views: list[View], picks: list[Indices], allocate: Allocate) -> None:
+        self._video = video
+        self._views = views
+        self._allocate = allocate
+        self._painter = Painter()
+        self._fits: dict[tuple[object, ...], tuple[Shape, list[Placement]]] = {}
+        self._places: dict[int, list[tuple[int, int]]] = {}
+        for view, pick in enumerate(picks):
+            for position, number in enumerate(pick.tolist()):
+                self._places.setdefault(number, []).append((view, position))
+        self._lengths = [len(pick) for pick in picks]
+        self.clips: list[Pixels] = []
+        self.shape: Shape | None = None
+        self.frame: Any = None
+
+    @property
+    def wanted(self) -> Indices:
+        """Presentation indices, ascending."""
+        return np.array(sorted(self._places), np.int64)
+
+    def take(self, number: int, frame: Any) -> None:
+        """Paint a frame wherever it is wanted."""
+        self._video.budget.check_picture(frame.width, frame.height)
+        if self.shape is None:
+            self._begin(frame)
+        kind = (frame.height, frame.width, display_matrix(frame))
+        if kind not in self._fits:
+            shape = Shape.of(frame, self._video.sample_aspect)
+            self._fits[kind] = shape, [self._fit(shape, view) for view in range(len(self._views))]
+        shape, placements = self._fits[kind]
+        places = self._places[number]
+        outs = [self.clips[view][position] for view, position in places]
+        self._painter.paint(frame, shape, [placements[view] for view, _ in places], outs)
+
+    def _begin(self, frame: Any) -> None:
+        self.frame = frame
+        self.shape = _shape(self._video, frame)
+        placements = [view.space.place(self.shape.height, self.shape.width) for view in self._views]
+        shapes = [(n, *p.size, 3) for n, p in zip(self._lengths, placements, strict=True)]
+        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
+        if sum(sizes) > self._video.budget.limits.memory_bytes:
+            raise DecodeError("too_large", f"the clips take {sum(sizes)} bytes")
+        memory = self._allocate(sum(sizes))
+        ends = np.cumsum(sizes)
+        self.clips = [
+            memory[end - size : end].reshape(shape)
+            for end, size, shape in zip(ends, sizes, shapes, strict=True)
+        ]
+
+    def _fit(self, shape: Shape, view: int) -> Placement:
+        """Where the size changes in mid-stream, every picture still fills its clip."""
+        placement = self._views[view].space.place(shape.height, shape.width)
+        height, width = self.clips[view].shape[1:3]
+        if placement.size == (height, width):
+            return placement
+        return Placement(Box(0, 0, shape.height, shape.width), height, width, Box(0, 0, height, width))
+
+
+class _Pass:
+    """One request: choose frames, decode them, repair what is missing."""
+
+    def __init__(
+        self, video: Video, views: list[View], window_s: tuple[float, float] | None, allocate: Allocate
+    ) -> None:
+        self._video = video
+        self._views = views
+        self._window_s = window_s
+        self._allocate = allocate
+
+    def run(self) -> Decoded:
+        table = build_table(self._video)
+        assert table is not None
+        if table.trusted and len(table.shown):
+            for linear in (False, True)[_needs_all(self._video, table) :]:
+                try:
+                    return self._indexed(table, linear)
+                except DamageError:
+                    self._restart(table)
+                except TableMismatchError:
+                    break
+        return self._sequential(table)
+
+    def _indexed(self, table: PacketTable, linear: bool) -> Decoded:
+        clock = table.clock()
+        picks = self._pick(clock)
+        gallery, decoder = self._decode_indexed(table, picks, linear)
+        error = None
+        missing = set(gallery.wanted.tolist()) - decoder.taken
+        if missing:
+            error = self._partial(picks, decoder)
+            picks = [_replace(pick, decoder.taken) for pick in picks]
+            self._restart(table)
+            gallery, decoder = self._decode_indexed(table, picks, linear=True)
+        start_s = float(int(table.pts[table.shown[0]] + decoder.shift) * table.time_base)
+        return self._finish(gallery, picks=picks, clock=clock, table=table, start_s=start_s, error=error)
+
+    def _decode_indexed(
+        self, table: PacketTable, picks: list[Indices], linear: bool
+    ) -> tuple[_Gallery, IndexedDecoder]:
+        gallery = _Gallery(self._video, self._views, picks, self._allocate)
+        decoder = IndexedDecoder(self._video, table, gallery.take, linear=linear)
+        decoder.decode(gallery.wanted)
+        return gallery, decoder
+
+    def _partial(self, picks: list[Indices], decoder: IndexedDecoder) -> DecodeError:
+        """The error to report along with the clips; raised when too little is there for clips."""
+        if not decoder.taken and not self._video.budget.frames:
+            raise _no_frame(self._video, decoder.errors)
+        total = sum(len(pick) for pick in picks)
+        good = sum(np.isin(pick, list(decoder.taken)).sum() for pick in picks)
+        error = DecodeError("partial", f"{good} of {total} wanted frames decode")
+        if 2 * good < total:
+            raise error
+        return error
+
+    def _sequential(self, table: PacketTable) -> Decoded:
+        self._restart(table)
+        decoder = SequentialDecoder(self._video, table)
+        stamps = [(frame.pts, frame.dts) for frame in decoder.frames()]
+        if not stamps:
+            raise _no_frame(self._video, decoder.errors)
+        ticks = _ticks(stamps, self._video)
+        clock = clock_of(ticks, table.last_duration, self._video.time_base)
+        picks = self._pick(clock)
+        gallery = _Gallery(self._video, self._views, picks, self._allocate)
+        broken = bool(decoder.errors or self._video.broken)
+        wanted = set(gallery.wanted.tolist())
+        self._restart(table)
+        for number, frame in enumerate(SequentialDecoder(self._video, table).frames()):
+            if number in wanted:
+                gallery.take(number, frame)
+                wanted.discard(number)
+                if not wanted:
+                    break
+        error = DecodeError("partial", f"breaks off: {len(stamps)} frames decode") if broken else None
+        start_s = float(int(ticks[0]) * self._video.time_base)
+        return self._finish(gallery, picks=picks, clock=clock, table=table, start_s=start_s, error=error)
+
+    def _restart(self, table: PacketTable) -> None:
+        if table.packets is None:
+            self._video.reopen()
+
+    def _pick(self, clock: Clock) -> list[Indices]:
+        seen = clock if self._window_s is None else clock.window(*self._window_s)
+        return [view.time.pick(seen) + seen.first for view in self._views]
+
+    def _finish(
+        self,
+        gallery: _Gallery,
+        *,
+        picks: list[Indices],
+        clock: Clock,
+        table: PacketTable,
+        start_s: float,
+        error: DecodeError | None,
+    ) -> Decoded:
+        assert gallery.shape is not None
+        info = describe(
+            self._video, table=table, clock=clock, shape=gallery.shape, frame=gallery.frame, start_s=start_s
+        )
+        clips = [Clip(c, clock.times_s[p]) for c, p in zip(gallery.clips, picks, strict=True)]
+        return Decoded(clips, info, error)
+
+
+def _needs_all(video: Video, table: PacketTable) -> bool:
+    """Whether pictures may depend on packets that a plan would leave out.
+
+    A stream that does not begin with a keyframe is shown from where the decoder recovers. A transport
+    stream with gaps has lost packets, and FFmpeg may conceal lost pictures without a word in its log.
+    """
+    if not table.key[0]:
+        return True
+    if "mpegts" not in video.container.format.name:
+        return False
+    gaps = np.diff(table.pts[table.shown])
+    return len(gaps) > 0 and bool(gaps.max() > 1.5 * np.median(gaps))
+
+
+def _replace(pick: Indices, taken: set[int]) -> Indices:
+    """Each frame that does not decode becomes the last one before it that does (or the first of all)."""
+    good = np.array(sorted(taken), np.int64)
+    return good[np.maximum(np.searchsorted(good, pick, side="right") - 1, 0)]
+
+
+def _ticks(stamps: list[tuple[int | None, int | None]], video: Video) -> Indices:
+    """Presentation times of frames in the order in which they were presented.
+
+    Some containers (AVI) know decode times only, some know none: the decoder's order is then right where
+    its times are not, so the first of these that is complete is taken, in
+    rising order: presentation times, decode times, an even spacing.
+    """
+    for which in (0, 1):
+        known = {stamp[which] for stamp in stamps} - {None}
+        if len(known) == len(stamps):
+            return np.array(sorted(known), np.int64)  # type: ignore[type-var]
+    rate = video.stream.average_rate or video.stream.guessed_rate or 25
+    step = max(1, round(1 / (rate * video.time_base)))
+    begin = min((tick for tick, _ in stamps if tick is not None), default=0)
+    return begin + step * np.arange(len(stamps), dtype=np.int64)

@@ -1,0 +1,113 @@
+"""What is known of a video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tubelet.video.container import Video
+from tubelet.video.picture import Shape
+from tubelet.video.sampling import Clock
+from tubelet.video.table import PacketTable, codec_name
+
+# Above this a container's frame rate is its clock's tick, not a rate (FLV and old MKV files say 1000).
+_MAX_FPS = 480.0
+# Spacing of frames may differ by rounding to the container's clock before it counts as variable.
+_VFR_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """A video's chosen picture track.
+
+    ``width``, ``height``: pixels as shown, after sample aspect ratio and rotation. ``rotation``: degrees
+    clockwise from the coded to the shown picture (0, 90, 180, 270). ``fps``: mean rate; None where neither
+    frames nor header tell.
+    ``vfr``: frames are not evenly spaced (False where unknown). ``frames``, ``keyframes_s``,
+    ``duration_s``: None where only decoding or reading the whole object tells. ``keyframes_s`` and
+    ``duration_s`` count from the first presented frame, which lies at ``start_s`` on the container's clock.
+    ``size_bytes``: of the object.
+    """
+
+    codec: str
+    width: int
+    height: int
+    rotation: int
+    fps: float | None
+    vfr: bool
+    frames: int | None
+    duration_s: float | None
+    start_s: float
+    keyframes_s: tuple[float, ...] | None
+    pix_fmt: str
+    stream_index: int
+    size_bytes: int | None
+    container: str
+    coded_width: int
+    coded_height: int
+    sample_aspect: float
+    mirrored: bool
+    interlaced: bool
+    color_space: int
+    color_range: int
+
+
+def describe(
+    video: Video,
+    *,
+    table: PacketTable | None,
+    clock: Clock | None,
+    shape: Shape,
+    frame: Any,
+    start_s: float,
+) -> VideoInfo:
+    """Sum up an open video from a frame of it, and from its table and clock where they are known."""
+    fps, vfr = _rate(video, clock)
+    return VideoInfo(
+        codec=codec_name(video),
+        width=shape.width,
+        height=shape.height,
+        rotation=shape.orientation.rotation,
+        fps=fps,
+        vfr=vfr,
+        frames=None if clock is None else len(clock),
+        duration_s=_duration_s(video) if clock is None else clock.end_s,
+        start_s=start_s,
+        keyframes_s=None if table is None or not table.trusted else table.keyframes_s(),
+        pix_fmt=str(frame.format.name),
+        stream_index=int(video.stream.index),
+        size_bytes=video.source.size_bytes,
+        container=str(video.container.format.name),
+        coded_width=video.coded_size[1] or int(frame.width),
+        coded_height=video.coded_size[0] or int(frame.height),
+        sample_aspect=float(video.sample_aspect),
+        mirrored=shape.orientation.mirrored,
+        interlaced=bool(frame.interlaced_frame),
+        color_space=int(frame.colorspace),
+        color_range=int(frame.color_range),
+    )
+
+
+def _rate(video: Video, clock: Clock | None) -> tuple[float | None, bool]:
+    if clock is not None and len(clock) > 1:
+        gaps = np.diff(clock.times_s)
+        mean = float(clock.times_s[-1]) / len(gaps)
+        tick = float(video.time_base)
+        if mean > 0:
+            return 1 / mean, bool(
+                (np.abs(gaps - np.median(gaps)) > max(_VFR_TOLERANCE * mean, 1.5 * tick)).any()
+            )
+    for rate in (video.stream.average_rate, video.stream.guessed_rate):
+        if rate and 0 < rate <= _MAX_FPS:
+            return float(rate), False
+    return None, False
+
+
+def _duration_s(video: Video) -> float | None:
+    if video.stream.duration and video.stream.duration > 0:
+        return float(video.stream.duration * video.time_base)
+    if video.container.duration and video.container.duration > 0:
+        return float(video.container.duration / 1_000_000)
+    return None

@@ -1,0 +1,170 @@
+"""Where the bytes come from: a path, bytes, an open file, or a callable that opens a seekable binary file."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from tubelet.video.errors import DecodeError
+from tubelet.video.limits import Budget
+
+Source = str | os.PathLike[str] | bytes | BinaryIO | Callable[[], BinaryIO]
+
+
+# Reads of a remote object: at least this much at once, at most that much ahead where it is known to be
+# needed.
+_READ_BYTES = 128 << 10
+_AHEAD_BYTES = 8 << 20
+# Stretches kept: the head, the index, and the pictures are visited in turns.
+_KEPT_STRETCHES = 4
+
+
+class CheckedFile:
+    """A file as FFmpeg sees it: few and large reads of what lies far away, every read within the deadline,
+    every failure a :class:`DecodeError`."""
+
+    name = "<object>"
+
+    def __init__(self, file: BinaryIO, size_bytes: int, far: bool, budget: Budget) -> None:
+        self._file = file
+        self._size_bytes = size_bytes
+        self._far = far
+        self._budget = budget
+        self._position = 0
+        self._expected = (0, 0)
+        self._stretches: list[tuple[int, bytes]] = []
+
+    def expect(self, begin: int, end: int) -> None:
+        """The bytes from ``begin`` to ``end`` will be read: fetch them in large pieces."""
+        self._expected = (begin, end)
+
+    def read(self, size: int = -1) -> bytes:
+        self._budget.check_time()
+        left = self._size_bytes - self._position
+        size = left if size < 0 else min(size, left)
+        if size <= 0:
+            return b""
+        data = self._from_stretches(size) if self._far else self._fetch(self._position, size)
+        self._position += len(data)
+        return data
+
+    def _from_stretches(self, size: int) -> bytes:
+        for begin, data in reversed(self._stretches):
+            if begin <= self._position < begin + len(data):
+                return data[self._position - begin : self._position - begin + size]
+        begin, end = self._expected
+        ahead = min(end - self._position, _AHEAD_BYTES) if begin <= self._position < end else _READ_BYTES
+        data = self._fetch(self._position, min(max(size, ahead), self._size_bytes - self._position))
+        self._stretches = [*self._stretches[1 - _KEPT_STRETCHES :], (self._position, data)]
+        return data[:size]
+
+    def _fetch(self, position: int, size: int) -> bytes:
+        with reading():
+            self._file.seek(position)
+            return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size_bytes}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+
+class OpenSource:
+    """A source while it is open.
+
+    ``at_hand``: the whole object can be read at memory or disk speed, so that a pass over its packets is
+    cheap.
+    """
+
+    def __init__(self, file: BinaryIO | None, path: str | None, at_hand: bool, budget: Budget) -> None:
+        self.path = path
+        self.at_hand = at_hand
+        self.size_bytes = self._measure(file)
+        budget.check_object(self.size_bytes)
+        self.checked = None if file is None else CheckedFile(file, self.size_bytes, not at_hand, budget)
+
+    def _measure(self, file: BinaryIO | None) -> int:
+        with reading():
+            if file is not None:
+                return file.seek(0, os.SEEK_END)
+            assert self.path is not None
+            return os.stat(self.path).st_size
+
+    def expect(self, begin: int, end: int) -> None:
+        """The bytes from ``begin`` to ``end`` will be read."""
+        if self.checked is not None:
+            self.checked.expect(begin, end)
+
+    def rewind(self) -> None:
+        """Back to the first byte."""
+        if self.checked is not None:
+            self.checked.seek(0)
+
+    @property
+    def for_ffmpeg(self) -> str | CheckedFile:
+        """What FFmpeg opens. The explicit protocol keeps a name like ``concat:a`` from being more than a
+        name.
+        """
+        return f"file:{self.path}" if self.checked is None else self.checked
+
+    @contextmanager
+    def side_reader(self) -> Iterator[BinaryIO | CheckedFile]:
+        """A second look at the bytes that leaves FFmpeg's position alone."""
+        if self.checked is None:
+            assert self.path is not None
+            with open(self.path, "rb", buffering=0) as file:
+                yield file
+            return
+        position = self.checked.tell()
+        try:
+            yield self.checked
+        finally:
+            self.checked.seek(position)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turns what a store raises into a :class:`DecodeError` (``not_found``, ``io_error``)."""
+    try:
+        yield
+    except (DecodeError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise DecodeError("not_found", f"no such object: {_text(error)}") from error
+    except Exception as error:
+        raise DecodeError("io_error", f"cannot be read: {_text(error)}") from error
+
+
+def _text(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def open_source(source: Source, budget: Budget) -> Iterator[OpenSource]:
+    """Open a source; what this opens is closed again, a file handed in stays open.
+
+    Raises:
+        DecodeError: ``not_found``, ``io_error``, ``too_large``.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        with reading():
+            path = os.path.abspath(os.fspath(source))
+            opened = OpenSource(None, path, True, budget)
+        yield opened
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        yield OpenSource(io.BytesIO(source), None, True, budget)
+    elif callable(source):
+        with reading():
+            file = source()
+        with file:
+            yield OpenSource(file, None, isinstance(file, (io.BytesIO, io.FileIO)), budget)
+    elif hasattr(source, "read"):
+        yield OpenSource(source, None, isinstance(source, (io.BytesIO, io.BufferedReader, io.FileIO)), budget)
+    else:
+        raise TypeError(f"not a source of bytes: {type(source).__name__}")

@@ -1,0 +1,69 @@
+"""One safetensors file a model: weights, config and metadata together, and nothing that can be executed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tubelet.vivit.config import ViViTConfig
+from tubelet.vivit.model import ViViT
+
+FORMAT = "tubelet-vivit-1"
+
+
+def save_model(path: str | os.PathLike[str], model: ViViT, metadata: dict[str, Any] | None = None) -> None:
+    """Write weights, config and `metadata` (plain JSON values) to `path`; a reader never sees half a file."""
+    # Keys keep their order: that of several label sets says which logits are whose.
+    head = {
+        "format": FORMAT,
+        "config": json.dumps(model.config.to_dict()),
+        "metadata": json.dumps(metadata or {}),
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    target = Path(path)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, part, metadata=head)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_model(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[ViViT, dict[str, Any]]:
+    """The model of a file that `save_model` wrote, in evaluation mode on `device`, and its metadata.
+
+    Raises `FileNotFoundError`, or `ValueError` where the file is not one of ours or its weights do not fit
+    its config.
+    """
+    config, metadata = read_header(path)
+    with torch.device("meta"):
+        model = ViViT(config)
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its weights do not fit its config: {error}") from error
+    return model.requires_grad_(True).eval(), metadata
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[ViViTConfig, dict[str, Any]]:
+    """Config and metadata of a model file, without its weights."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such model file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            head = file.metadata() or {}
+    except Exception as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from error
+    if head.get("format") != FORMAT:
+        raise ValueError(f"{path}: a safetensors file, but not one that tubelet wrote (no config inside)")
+    return ViViTConfig.from_dict(json.loads(head["config"])), json.loads(head["metadata"])

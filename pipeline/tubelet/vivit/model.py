@@ -1,0 +1,219 @@
+"""The ViViT family: one module for Models 1 to 4 and the average-pool baseline.
+
+Source: arXiv 2103.15691, section 3; the authors' code decides where the paper is silent.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tubelet.vivit.config import ViViTConfig
+from tubelet.vivit.initialise import initialise
+from tubelet.vivit.layers import Block, Dropout, FactorisedBlock, apply
+from tubelet.vivit.tubelets import clip_to_tubelets, sample_frames_uniformly
+
+Logits = Tensor | dict[str, Tensor]
+
+# The middle of 0…255, and mean and std of a model that takes x - 127.5 as it is.
+CENTRE = 127.5
+FOLDED = ((0.5, 0.5, 0.5), (1 / 255, 1 / 255, 1 / 255))
+
+
+class Encoder(nn.Module):
+    """CLS token (if any), learned positions, blocks, final LayerNorm.
+
+    `activation_checkpointing`: recompute each block in the backward pass instead of keeping what it made.
+    """
+
+    def __init__(
+        self, config: ViViTConfig, *, positions: int, layers: int, heads: int, mlp: int, shared: bool = False
+    ) -> None:
+        super().__init__()
+        self.activation_checkpointing = False
+        # Models 3 and 4 keep time and place apart, and still have a position of its own for every token.
+        self.position_per_frame = config.variant in ("model3", "model4")
+        self.cls = nn.Parameter(torch.empty(1, 1, config.dim)) if config.has_cls else None
+        self.position = nn.Parameter(torch.empty(1, positions + config.has_cls, config.dim))
+        self.drop = Dropout(config.dropout, shared)
+        rates = [config.stochastic_depth * layer / max(layers - 1, 1) for layer in range(layers)]
+        block = FactorisedBlock if config.variant == "model3" else Block
+        self.blocks = nn.ModuleList(block(config, heads, mlp, rate, shared) for rate in rates)
+        self.norm = nn.LayerNorm(config.dim, config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, T, P, d)` to `(B, T, P (+1), d)`: CLS comes first, one a time index."""
+        B, T, _, d = x.shape
+        if self.cls is not None:
+            x = torch.cat((self.cls.to(x.dtype).expand(B, T, 1, d), x), dim=2)
+        x = self.drop(x + self.position.view(1, T if self.position_per_frame else 1, -1, d))
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return apply(self.norm, x)
+
+
+class ViViT(nn.Module):
+    """A video classifier: tubelets or clips in, logits out.
+
+    Weights are initialised as in the paper when made (the logits start at 0); on the meta device nothing is
+    allocated: follow with `to_empty` and `reset_parameters`, or load weights with `assign=True`.
+    """
+
+    def __init__(self, config: ViViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Linear(config.token_values, config.dim)
+        self.encoder = _encoder(config)
+        self.temporal_encoder = _temporal_encoder(config) if config.variant == "model2" else None
+        self.pre_logits = nn.Linear(config.dim, config.pre_logits) if config.pre_logits else None
+        self.head = nn.Linear(config.pre_logits or config.dim, config.classes)
+        self.reset_parameters()
+
+    def forward(self, x: Tensor, features: bool = False) -> Logits | tuple[Logits, Tensor]:
+        """Logits `(B, classes)`, or one such tensor a head by name; with `features` also the pooled `(B, d)`.
+
+        `x`: uint8 tubelets `(B, tokens, t·h·w·3)` or clips `(B, T, H, W, 3)`, normalised here; or the same as
+        floats, taken as already normalised. Raises `ValueError` where the shape does not fit the config.
+        """
+        pooled = self.pool(self.encode(x))
+        hidden = pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))
+        logits = self.split_heads(self.head(hidden))
+        return (logits, pooled) if features else logits
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The normalised tokens that are pooled: `(B, n, d)`; of Model 2 those of its temporal encoder."""
+        n_t, n_h, n_w = self.config.grid
+        tokens = self.embed(x)
+        if not self.config.factorised_encoder:
+            T, P = (1, self.config.tokens) if self.config.variant == "model1" else (n_t, n_h * n_w)
+            return apply(self.encoder, _by_frame(tokens, T, P)).flatten(1, 2)
+        frames = self._pool_tokens(self.encoder(_by_frame(tokens, n_t, n_h * n_w)))
+        if self.temporal_encoder is None:
+            return frames
+        return apply(self.temporal_encoder, frames.unsqueeze(1)).squeeze(1)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """`(B, n, d)` of `encode` to `(B, d)`."""
+        return tokens.mean(1) if self.config.variant == "average" else self._pool_tokens(tokens)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Tokens `(B, tokens, d)` without positions.
+
+        The normalisation of uint8 goes into the weights, which are fewer than the values of a clip. What
+        enters the product is x - 127.5: exact in bfloat16, and without a large mean that rounded weights
+        would amplify.
+        """
+        tubelets = self._tubelets(x)
+        weight: Tensor = self.embedding.weight
+        bias: Tensor = self.embedding.bias
+        values = tubelets.to(weight.dtype)
+        if tubelets.dtype == torch.uint8:
+            values = values - CENTRE
+            if (self.config.mean, self.config.std) != FOLDED:
+                weight, bias = fold_into(weight, bias, self.config)
+        return F.linear(values, weight, bias)
+
+    def split_heads(self, logits: Tensor) -> Logits:
+        """`(…, classes)` to one tensor a label set, in their order; unchanged where there is a single one."""
+        if not self.config.heads_classes:
+            return logits
+        heads = self.config.label_heads
+        return dict(zip(heads, torch.split(logits, list(heads.values()), dim=-1), strict=True))
+
+    def reset_parameters(self) -> None:
+        """Initialise all weights from scratch, from the default random generator."""
+        initialise(self)
+
+    def activation_checkpointing(self, on: bool = True) -> None:
+        """Trade time for memory in training: keep only the input of each block."""
+        for encoder in (self.encoder, self.temporal_encoder):
+            if encoder is not None:
+                encoder.activation_checkpointing = on
+
+    def _pool_tokens(self, tokens: Tensor) -> Tensor:
+        """The second last axis pooled away."""
+        kind = self.config.classifier
+        if kind in ("token", "0"):
+            return tokens[..., 0, :]
+        if kind == "gmp":
+            return tokens.amax(-2)
+        return tokens.sum(-2) if kind == "gsp" else tokens.mean(-2)
+
+    def _tubelets(self, x: Tensor) -> Tensor:
+        config = self.config
+        if x.dim() == 5 and tuple(x.shape[1:]) == (config.frames, config.height, config.width, 3):
+            return clip_to_tubelets(self._sampled(x), config.tubelet)
+        if x.dim() == 3 and x.shape[2] == config.token_values:
+            if x.shape[1] == config.tokens:
+                return x
+            per_frame = config.tokens // config.grid[0]
+            if config.tokeniser == "uniform" and x.shape[1] == config.frames * per_frame:
+                return self._sampled(_by_frame(x, config.frames, per_frame)).flatten(1, 2)
+        raise ValueError(
+            f"input of shape {tuple(x.shape)}: expected tubelets (B, {config.tokens}, {config.token_values}) "
+            f"or clips (B, {config.frames}, {config.height}, {config.width}, 3)"
+        )
+
+    def _sampled(self, x: Tensor) -> Tensor:
+        """The frames (axis 1) that the tokeniser embeds."""
+        if self.config.sampled_frames is None or self.config.sampled_frames == self.config.frames:
+            return x
+        picked = sample_frames_uniformly(self.config.frames, self.config.sampled_frames)
+        return torch.stack([x[:, index] for index in picked], dim=1)
+
+
+def _encoder(config: ViViTConfig) -> Encoder:
+    n_t, n_h, n_w = config.grid
+    positions = n_h * n_w if config.factorised_encoder else n_t * n_h * n_w
+    shared = config.factorised_encoder and config.share_masks_over_frames
+    return Encoder(
+        config, positions=positions, layers=config.layers, heads=config.heads, mlp=config.mlp, shared=shared
+    )
+
+
+def _temporal_encoder(config: ViViTConfig) -> Encoder:
+    return Encoder(
+        config,
+        positions=config.grid[0],
+        layers=config.temporal_layers,
+        heads=config.temporal_heads or config.heads,
+        mlp=config.temporal_mlp or config.mlp,
+    )
+
+
+def _by_frame(x: Tensor, frames: int, places: int) -> Tensor:
+    """`(B, frames·places, …)` to `(B, frames, places, …)`."""
+    return x.reshape(x.shape[0], frames, places, *x.shape[2:])
+
+
+def fold_into(weight: Tensor, bias: Tensor, config: ViViTConfig) -> tuple[Tensor, Tensor]:
+    """Embedding weight `(d, k)` and bias `(d,)` for x - 127.5, from those for (x / 255 - mean) / std."""
+    scale = [1 / (255 * std) for std in config.std]
+    shift = [(CENTRE / 255 - mean) / std for mean, std in zip(config.mean, config.std, strict=True)]
+    if any(shift):
+        channels = weight.view(weight.shape[0], -1, len(shift)).sum(1).unbind(1)
+        bias = bias + sum(channel * by for channel, by in zip(channels, shift, strict=True))
+    if len(set(scale)) == 1:
+        return weight * scale[0], bias
+    parts = weight.view(weight.shape[0], -1, len(scale)).unbind(2)
+    return torch.stack([part * by for part, by in zip(parts, scale, strict=True)], dim=2).flatten(1), bias
+
+
+@torch.no_grad()
+def fold_normalisation(model: ViViT) -> ViViT:
+    """Put the normalisation of uint8 input into the embedding for good, in place; logits stay equal.
+
+    Afterwards `mean` is 1/2 and `std` 1/255: 127.5 is taken from uint8 input, exact in bfloat16, and the
+    weights stay as they are; float input means x - 127.5.
+    """
+    weight, bias = fold_into(model.embedding.weight, model.embedding.bias, model.config)
+    model.embedding.weight.copy_(weight)
+    model.embedding.bias.copy_(bias)
+    mean, std = FOLDED
+    model.config = model.config.replace(mean=mean, std=std)
+    return model

@@ -1,0 +1,138 @@
+"""Attention rollout over space and time: which tubelets a prediction drew on.
+
+Source: Abnar and Zuidema, "Quantifying Attention Flow in Transformers" (2020): each layer passes on half of
+a token itself and half of what it attends to (heads averaged). A factorised model is the product of its
+attentions in the order it applies them, so one row vector is carried from the pooled output back to the
+tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tubelet.vivit.config import ViViTConfig
+from tubelet.vivit.layers import Attention
+from tubelet.vivit.model import Encoder, ViViT
+from tubelet.vivit.tubelets import sample_frames_uniformly
+
+Weights = dict[str, Tensor]
+
+
+@torch.no_grad()
+def attention_rollout(model: ViViT, x: Tensor) -> Tensor:
+    """How much each tubelet contributes, `(B, n_t, n_h, n_w)`, not negative and summing to 1 a clip.
+
+    `x` as for the model's `forward`. Attention over all tokens of a clip is held for every layer (averaged
+    over the heads): 0.5 GB for one clip of Model 1 at B/16x2.
+    """
+    grid = model.config.grid
+    was_training = model.training
+    with _recorded(model.eval()) as seen:
+        model(x)
+    model.train(was_training)
+    inner = _through(model.encoder, seen, model.config)
+    if model.config.factorised_encoder:
+        frames = inner.new_full(inner.shape[:2], 1 / grid[0])
+        if model.temporal_encoder is not None:
+            frames = _through(model.temporal_encoder, seen, model.config)[:, 0]
+        inner = inner / inner.sum(2, keepdim=True) * (frames / frames.sum(1, keepdim=True))[..., None]
+    rolled = inner.reshape(inner.shape[0], *grid)
+    return rolled / rolled.sum((1, 2, 3), keepdim=True)
+
+
+def heat_maps(rollout: Tensor, config: ViViTConfig) -> Tensor:
+    """The rollout as maps over the frames, `(B, T, H, W)` in 0…1; 1 is the clip's largest value."""
+    _, h, w = config.tubelet
+    _, n_h, n_w = config.grid
+    maps = F.interpolate(rollout, size=(n_h * h, n_w * w), mode="bilinear", align_corners=False)
+    # Pixels that no tubelet covers take their neighbour's value.
+    maps = F.pad(maps, (0, config.width - n_w * w, 0, config.height - n_h * h), mode="replicate")
+    return (maps / maps.amax((1, 2, 3), keepdim=True))[:, _time_index_of_frames(config)]
+
+
+def _time_index_of_frames(config: ViViTConfig) -> list[int]:
+    if config.tokeniser == "tubelet":
+        return [min(frame // config.tubelet[0], config.grid[0] - 1) for frame in range(config.frames)]
+    sampled = sample_frames_uniformly(config.frames, config.grid[0])
+    return [min(range(len(sampled)), key=lambda i: abs(sampled[i] - frame)) for frame in range(config.frames)]
+
+
+@contextmanager
+def _recorded(model: ViViT) -> Iterator[dict[nn.Module, Weights]]:
+    """The attention weights of every `Attention` of the model in the forward passes of this block."""
+    seen: dict[nn.Module, Weights] = {}
+
+    def record(module: nn.Module, args: tuple[Any, ...]) -> None:
+        assert isinstance(module, Attention)
+        seen[module] = attention_weights(module, args[0])
+
+    handles = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, Attention)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attention_weights(attention: Attention, x: Tensor) -> Weights:
+    """Softmax weights averaged over heads: "space" `(B, T, P, P)`, "time" `(B, P, T, T)`."""
+    # One head at a time: all of them would be heads times the memory.
+    d, heads = x.shape[-1], attention.heads
+    size = d // heads
+    q, k, _ = (part.float() for part in attention.project(x, 0, d))
+    axes = {"space": ["space"] * heads, "time": ["time"] * heads}.get(attention.axis)
+    axes = axes or ["time"] * (heads // 2) + ["space"] * (heads // 2)
+    found: Weights = {}
+    for head, axis in enumerate(axes):
+        q_h, k_h = (part[..., head * size : (head + 1) * size] for part in (q, k))
+        if axis == "time":
+            q_h, k_h = q_h.transpose(1, 2), k_h.transpose(1, 2)
+        weights = (q_h @ k_h.transpose(-1, -2) / size**0.5).softmax(-1) / axes.count(axis)
+        found[axis] = found[axis] + weights if axis in found else weights
+    return found
+
+
+def _through(encoder: Encoder, seen: dict[nn.Module, Weights], config: ViViTConfig) -> Tensor:
+    """What each token (without CLS) contributes to the pooled output of one encoder: `(B, T, P)`."""
+    first = next(module for module in encoder.modules() if isinstance(module, Attention))
+    row = _start(seen[first], config)
+    for block in reversed(encoder.blocks):
+        for attention in reversed(_in_order(block)):
+            row = 0.5 * row + 0.5 * _step(row, seen[attention])
+    return row[:, :, 1:] if encoder.cls is not None else row
+
+
+def _in_order(block: nn.Module) -> list[Attention]:
+    found = [module for module in block.modules() if isinstance(module, Attention)]
+    return found if getattr(block, "space_first", True) else found[::-1]
+
+
+def _start(weights: Weights, config: ViViTConfig) -> Tensor:
+    """The pooling as a row over the tokens `(B, T, P)`: CLS, or all alike; of each time index in Model 2."""
+    if "space" in weights:
+        B, T, P, _ = weights["space"].shape
+    else:
+        B, P, T, _ = weights["time"].shape
+    like = next(iter(weights.values()))
+    row = like.new_zeros(B, T, P)
+    if config.classifier in ("token", "0"):
+        row[:, :, 0] = 1
+    else:
+        row += 1 / P
+    return row
+
+
+def _step(row: Tensor, weights: Weights) -> Tensor:
+    """The row times the attention; with two axes, half of the heads each."""
+    found: list[Tensor] = []
+    if "space" in weights:
+        found.append(torch.einsum("btp,btpq->btq", row, weights["space"]))
+    if "time" in weights:
+        found.append(torch.einsum("btp,bpts->bsp", row, weights["time"]))
+    return sum(found[1:], found[0]) / len(found)
