@@ -22,7 +22,7 @@ from tubelet.corpus.manifest import key_of, schema_with, write_manifest
 from tubelet.training.build import initial_model, plan_of, stream_config, targets_of, validation_of
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.feed import FeedConfig
-from tubelet.training.loop import Rank, Seat, TrainJob
+from tubelet.training.loop import Rank, RankInfo, TrainJob
 from tubelet.training.plan import Plan
 from tubelet.training.prepare import INITIAL, Prepared, Request, prepare
 from tubelet.training.stream import TrainDecoder
@@ -102,14 +102,14 @@ class Run:
     overrides: tuple[str, ...] = ()
 
 
-class Notes:
-    """A board that keeps what a rank posts."""
+class RecordedEvents:
+    """In place of an event queue: keeps what a rank sends."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
         self.stop_reason = ""
 
-    def post(self, record: dict[str, Any]) -> None:
+    def send(self, record: dict[str, Any]) -> None:
         self.records.append(record)
 
     def flush(self) -> None:
@@ -149,7 +149,7 @@ def _rank_process(rank: int, world: int, rendezvous: str, manifest: str, runs: t
     dist.destroy_process_group()
 
 
-def run_rank(rank: int, world: int, manifest: str, run: Run) -> Notes:
+def run_rank(rank: int, world: int, manifest: str, run: Run) -> RecordedEvents:
     """One rank's part of one run, in this process."""
     recipe = load_recipe("tiny", [*RECIPE, f"workers={world}", *run.overrides])
     prepared = prepare(Request(recipe, manifest, run.out, resume=True))
@@ -160,11 +160,11 @@ def run_rank(rank: int, world: int, manifest: str, run: Run) -> Notes:
     store = CheckpointStore(run.out, retain=recipe.retain)
     plan = plan_of(prepared)
     job = job_of(prepared, plan, store)
-    notes = Notes()
+    events = RecordedEvents()
     decoder = TrainDecoder(job.feed.stream)
     batches = _decoded(rank, world, job, plan, decoder, run.killed_before)
-    Rank(job, Seat(rank, world, torch.device("cpu")), batches, targets_of(prepared), notes).run()
-    return notes
+    Rank(job, RankInfo(rank, world, torch.device("cpu")), batches, targets_of(prepared), events).run()
+    return events
 
 
 def job_of(prepared: Prepared, plan: Plan, store: CheckpointStore) -> TrainJob:
@@ -181,7 +181,7 @@ def job_of(prepared: Prepared, plan: Plan, store: CheckpointStore) -> TrainJob:
         validation=validation_of(prepared),
         feed=feed,
         initial=f"{prepared.request.out}/{INITIAL}",
-        board=None,
+        events=None,
         metadata={},
     )
 

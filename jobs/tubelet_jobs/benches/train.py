@@ -137,21 +137,21 @@ def _repeated(folder: Path, manifest: str, name: str, recipe: tuple[str, ...]) -
     """Figures of each step of the same loop, in this process."""
     import ray
     import torch
-    from tubelet.training.board import Poster, open_board
     from tubelet.training.build import make_job, plan_of, targets_of
-    from tubelet.training.loop import Rank, Seat, use_cores
-    from tubelet.training.resources import share_out
+    from tubelet.training.events import EventSender, start_event_queue
+    from tubelet.training.loop import Rank, RankInfo, use_cores
+    from tubelet.training.resources import plan_resources
 
     prepared = _prepared(folder, manifest, f"repeated batch, {name}", recipe)
-    board = open_board()
-    job = make_job(prepared, share_out(prepared.request.recipe), board)
+    queue = start_event_queue()
+    job = make_job(prepared, plan_resources(prepared.request.recipe), queue)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = _same(plan_of(prepared), job)
     others = os.sched_getaffinity(0)
     use_cores(1)
-    Rank(job, Seat(0, 1, device), batches, targets_of(prepared), Poster(board)).run()
+    Rank(job, RankInfo(0, 1, device), batches, targets_of(prepared), EventSender(queue)).run()
     os.sched_setaffinity(0, others)
-    records = ray.get(board.take.remote())
+    records = ray.get(queue.drain.remote())
     return [r["figures"] for r in records if r["kind"] == "step" and r["step"] > _WARM_STEPS]
 
 

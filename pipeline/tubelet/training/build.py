@@ -132,7 +132,7 @@ def stream_config(prepared: Prepared, decode_workers: int) -> StreamConfig:
     )
 
 
-def make_job(prepared: Prepared, resources: Resources, board: Any) -> TrainJob:
+def make_job(prepared: Prepared, resources: Resources, queue: Any) -> TrainJob:
     """What every rank gets; the plan and the targets lie in Ray's object store."""
     request, recipe = prepared.request, prepared.request.recipe
     plan = ray.put(plan_of(prepared))
@@ -150,7 +150,7 @@ def make_job(prepared: Prepared, resources: Resources, board: Any) -> TrainJob:
         validation=validation_of(prepared),
         feed=feed,
         initial=storage.join(request.out, INITIAL),
-        board=board,
+        events=queue,
         metadata=_metadata(prepared),
         watch_nodes=len(ray.nodes()) > 1,
     )

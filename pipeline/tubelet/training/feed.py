@@ -15,7 +15,7 @@ from tubelet.clips import Batch
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.plan import BatchShape, Plan
 from tubelet.training.resources import decode_cpus
-from tubelet.training.stream import StreamConfig, stream_options, training_stream, widen_blocks
+from tubelet.training.stream import StreamConfig, raise_block_limit, stream_options, training_stream
 
 NAME = "train"
 
@@ -56,11 +56,11 @@ class Feed(ray.train.DataConfig):  # type: ignore[misc]  # ray has no type infor
         worker_node_ids: list[str],
         **kwargs: Any,
     ) -> list[dict[str, DataIterator]]:
-        """One iterator a rank. See ``ray.train.DataConfig``."""
+        """One iterator per rank. See ``ray.train.DataConfig``."""
         config = self._config
         shape = config.shape(world_size)
         spec = config.stream.spec
-        widen_blocks(shape.rows * spec.tokens * spec.token_bytes)
+        raise_block_limit(shape.rows * spec.tokens * spec.token_bytes)
         first = config.checkpoints.newest() or 0
         cpus = decode_cpus(config.stream.decode_workers, config.rank_cpus, worker_node_ids)
         decoding = replace(config.stream, decode_cpus=cpus)
@@ -68,7 +68,7 @@ class Feed(ray.train.DataConfig):  # type: ignore[misc]  # ray has no type infor
         return list(super().configure({NAME: stream}, world_size, worker_handles, worker_node_ids, **kwargs))
 
 
-class Ahead:
+class Prefetcher:
     """An iterator that fetches its next item in a thread, from the moment it is made."""
 
     def __init__(self, items: Iterator[Batch]) -> None:
@@ -86,7 +86,7 @@ class Ahead:
 
 
 def micro_batches(prefetch: int) -> Iterator[Batch]:
-    """This rank's micro-batches, in order, one a block.
+    """This rank's micro-batches, in order, one per block.
 
     Rows that only fill up a micro-batch are cut off; weights of failed clips are 0.
     """

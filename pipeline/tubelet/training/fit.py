@@ -24,14 +24,14 @@ from tubelet.config import UserError
 from tubelet.inference.bundle import ModelBundle
 from tubelet.progress import ProgressLine
 from tubelet.tracking import Tracker
-from tubelet.training.board import Record, open_board
 from tubelet.training.build import make_job
 from tubelet.training.checkpoint import CheckpointStore
+from tubelet.training.events import Record, start_event_queue
 from tubelet.training.feed import NAME, Feed
 from tubelet.training.job import TrainJob
 from tubelet.training.loop import train_worker
 from tubelet.training.prepare import Prepared, write_record
-from tubelet.training.resources import Resources, share_out
+from tubelet.training.resources import Resources, plan_resources
 from tubelet.training.state import MODEL_FILE
 
 POLL_S = 0.25
@@ -51,7 +51,7 @@ class StoppedError(Exception):
 
 @dataclass
 class Progress:
-    """What the driver has heard from the ranks so far."""
+    """What the driver knows from the ranks' records so far."""
 
     step: int = 0
     outcome: str = ""
@@ -76,7 +76,7 @@ def fit(prepared: Prepared, init_report: str = "") -> dict[str, Any]:
         UserError: too many videos failed to decode, or the cluster is too small.
     """
     started_s = time.monotonic()
-    resources = share_out(prepared.request.recipe)
+    resources = plan_resources(prepared.request.recipe)
     tracker = _start_tracker(prepared)
     try:
         write_record(prepared, tracker.run_id)
@@ -133,12 +133,12 @@ def _trainer(job: TrainJob, resources: Resources, scratch: str) -> TorchTrainer:
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
-        datasets={NAME: _nothing},
+        datasets={NAME: _no_dataset},
         dataset_config=Feed(job.feed),
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=resources.use_gpu,
-            resources_per_worker=resources.of_rank,
+            resources_per_worker=resources.per_rank,
         ),
         run_config=ray.train.RunConfig(
             name="train",
@@ -148,7 +148,7 @@ def _trainer(job: TrainJob, resources: Resources, scratch: str) -> TorchTrainer:
     )
 
 
-def _nothing() -> None:
+def _no_dataset() -> None:
     """In place of a dataset: :class:`Feed` makes the stream once the number of ranks is known."""
 
 
@@ -165,27 +165,27 @@ def _train(prepared: Prepared, resources: Resources, tracker: Tracker) -> Progre
     if len(ray.nodes()) == 1:
         # Nobody takes away the only node with notice; the watcher would cost a process.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    board = open_board()
-    with tempfile.TemporaryDirectory(prefix="tubelet-train-") as scratch, _signals(board) as reasons:
-        trainer = _trainer(make_job(prepared, resources, board), resources, scratch)
+    queue = start_event_queue()
+    with tempfile.TemporaryDirectory(prefix="tubelet-train-") as scratch, _signals(queue) as reasons:
+        trainer = _trainer(make_job(prepared, resources, queue), resources, scratch)
         errors: list[BaseException] = []
-        # In a thread: the main one hears signals and feeds the tracker.
+        # In a thread: the main one handles signals and feeds the tracker.
         thread = threading.Thread(target=_fit_in_thread, args=(trainer, errors), name="fit", daemon=True)
         thread.start()
         with ProgressLine("train", prepared.total_steps, "steps") as line:
             while thread.is_alive():
                 thread.join(POLL_S)
-                _hear(board, progress, tracker, line)
-            _hear(board, progress, tracker, line)
-    _tell_failures(progress, tracker)
+                _drain_events(queue, progress, tracker, line)
+            _drain_events(queue, progress, tracker, line)
+    _log_failures(progress, tracker)
     if errors:
-        raise _readable(errors[0])
+        raise _root_cause(errors[0])
     if progress.outcome == "stopped":
         raise StoppedError(reasons[0] if reasons else "request", progress.step)
     return progress
 
 
-def _readable(error: BaseException) -> BaseException:
+def _root_cause(error: BaseException) -> BaseException:
     """The error of a rank rather than pages about all of them."""
     if not isinstance(error, ray.train.v2.api.exceptions.WorkerGroupError):
         return error
@@ -196,7 +196,7 @@ def _readable(error: BaseException) -> BaseException:
     return failed
 
 
-def _tell_failures(progress: Progress, tracker: Tracker) -> None:
+def _log_failures(progress: Progress, tracker: Tracker) -> None:
     """Keep which videos could not be trained on, with the reasons, beside the run."""
     if progress.failures:
         lines = [f"{uri}\t{code}\t{error}" for uri, (code, error) in sorted(progress.failures.items())]
@@ -211,7 +211,7 @@ def _fit_in_thread(trainer: TorchTrainer, errors: list[BaseException]) -> None:
 
 
 @contextmanager
-def _signals(board: Any) -> Iterator[list[str]]:
+def _signals(queue: Any) -> Iterator[list[str]]:
     """SIGTERM or SIGINT asks the ranks to save and stop; a second one ends the driver at once."""
     reasons: list[str] = []
 
@@ -220,7 +220,7 @@ def _signals(board: Any) -> Iterator[list[str]]:
         if reasons:
             raise KeyboardInterrupt
         reasons.append(signal.Signals(number).name)
-        board.stop.remote(reasons[-1])
+        queue.request_stop.remote(reasons[-1])
 
     if threading.current_thread() is not threading.main_thread():
         yield reasons
@@ -233,14 +233,14 @@ def _signals(board: Any) -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _hear(board: Any, progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
-    records: list[Record] = ray.get(board.take.remote())
+def _drain_events(queue: Any, progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
+    records: list[Record] = ray.get(queue.drain.remote())
     for record in records:
         if record["kind"] == "start":
             progress.restarts += 1
             line.done = progress.step = progress.first_step = record["step"]
         elif record["kind"] == "step":
-            _hear_step(record, progress, tracker, line)
+            _on_step(record, progress, tracker, line)
         elif record["kind"] == "failure":
             if len(progress.failures) < MAX_FAILURES:
                 progress.failures[record["uri"]] = (record["code"], record["error"])
@@ -251,7 +251,7 @@ def _hear(board: Any, progress: Progress, tracker: Tracker, line: ProgressLine) 
             progress.step, progress.outcome = record["step"], record["outcome"]
 
 
-def _hear_step(record: Record, progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
+def _on_step(record: Record, progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
     figures: dict[str, float] = record["figures"]
     tracker.log_metrics({f"train/{name}": value for name, value in figures.items()}, record["step"])
     if record.get("again"):

@@ -36,7 +36,7 @@ class Forward:
     def __call__(self, model: nn.Module, batch: Batch, count: int, mix: Mix | None) -> Tensor:
         """Sums over ``count`` rows, float32 ``(3,)``: weighted loss, weight, weighted right answers.
 
-        Only the first carries gradients. Right answers are counted where a video has one label a head.
+        Only the first carries gradients. Right answers are counted where a video has one label per head.
         """
         weight = torch.tensor(batch["weight"][:count], device=self._device)
         index = batch["index"][:count]

@@ -31,6 +31,6 @@ class TrainJob:
     validation: Validation | None
     feed: FeedConfig
     initial: str
-    board: Any
+    events: Any
     metadata: dict[str, Any]
     watch_nodes: bool = False

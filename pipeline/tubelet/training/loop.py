@@ -22,10 +22,10 @@ from torch import Tensor
 
 from tubelet.clips import Batch, seed_of
 from tubelet.config import usable_cores
-from tubelet.training.board import Poster, Record
 from tubelet.training.checkpoint import CheckpointWriter
+from tubelet.training.events import EventSender, Record
 from tubelet.training.examples import Targets
-from tubelet.training.feed import Ahead, micro_batches
+from tubelet.training.feed import Prefetcher, micro_batches
 from tubelet.training.forward import Forward, failed_rows
 from tubelet.training.job import TrainJob
 from tubelet.training.plan import BatchShape
@@ -45,13 +45,13 @@ def train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     use_cores(context.get_local_world_size())
     # The stream starts now: its first decode workers come up while the model is loaded.
-    batches = Ahead(micro_batches(job.recipe.prefetch))
-    seat = Seat(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    Rank(job, seat, batches, ray.get(job.targets), Poster(job.board)).run()
+    batches = Prefetcher(micro_batches(job.recipe.prefetch))
+    info = RankInfo(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    Rank(job, info, batches, ray.get(job.targets), EventSender(job.events)).run()
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankInfo:
     """Which of the ranks this is, and what it computes on."""
 
     rank: int
@@ -98,13 +98,13 @@ class Rank:
     def __init__(
         self,
         job: TrainJob,
-        seat: Seat,
+        info: RankInfo,
         batches: Iterator[Batch],
         targets: tuple[Targets, Targets | None],
-        poster: Poster,
+        events: EventSender,
     ) -> None:
-        self.job, self.recipe, self.poster = job, job.recipe, poster
-        self.rank, self.world, self.device = seat.rank, seat.world, seat.device
+        self.job, self.recipe, self.events = job, job.recipe, events
+        self.rank, self.world, self.device = info.rank, info.world, info.device
         self.batches = batches
         self.shape: BatchShape = job.feed.shape(self.world)
         self.state = TrainState.start(job, self.device)
@@ -117,23 +117,23 @@ class Rank:
         self.notes = {name: self.state.notes.get(name) for name in ("validation", "best")}
         self.writer = CheckpointWriter(job.feed.checkpoints) if self.rank == 0 else None
         self.saved_step = self.state.step or -1
-        self.told: list[Record] = []  # since the last checkpoint
+        self.unflushed: list[Record] = []  # records that no checkpoint holds yet
         self.seen = self.failed = 0.0
         self._asked_s = time.monotonic()
 
     def run(self) -> None:
         """Train to the last step, or to the step at which all ranks agree to stop."""
-        self._post(kind="start", step=self.state.step, world=self.world, device=str(self.device))
-        for record in self.state.told:
-            # The driver may have died before it heard them; the tracker skips those that it has.
-            self._post(**record, again=True)
+        self._send(kind="start", step=self.state.step, world=self.world, device=str(self.device))
+        for record in self.state.unflushed:
+            # The driver may have died before it logged them; the tracker skips those that it has.
+            self._send(**record, again=True)
         outcome = self._steps()
         if self.state.step > 0:
             self._save()
         if self.writer:
             self.writer.close()
-        self._post(kind="end", step=self.state.step, outcome=outcome)
-        self.poster.flush()
+        self._send(kind="end", step=self.state.step, outcome=outcome)
+        self.events.flush()
 
     def _steps(self) -> str:
         """Do the steps that are left; returns ``done``, or why the ranks stopped before the end."""
@@ -141,19 +141,19 @@ class Rank:
         outcome = "done"
         for step in range(self.state.step, self.job.feed.total_steps):
             now = self._step(step)
-            outcome, before = self._settle(before), now
-            if outcome == "done" and self._is_mark(step + 1):
-                # What a checkpoint has behind it must have been told.
-                outcome, before = self._settle(before), None
+            outcome, before = self._finish_step(before), now
+            if outcome == "done" and self._is_due(step + 1):
+                # A checkpoint holds the records of all steps before it.
+                outcome, before = self._finish_step(before), None
                 self._validate(step + 1)
                 self._save()
             if outcome != "done":
                 break
-        final = self._settle(before)
+        final = self._finish_step(before)
         at_end = self.state.step == self.job.feed.total_steps
         return "done" if at_end else outcome if outcome != "done" else final
 
-    def _is_mark(self, step: int) -> bool:
+    def _is_due(self, step: int) -> bool:
         """Whether a checkpoint, or a validation (which ends with one), follows ``step`` steps."""
         validates = self.validator is not None and self.validator.validation.due(step)
         return validates or step % self.recipe.checkpoint_every == 0
@@ -162,16 +162,16 @@ class Rank:
 
     def _step(self, step: int) -> Pending:
         started_s = time.monotonic()
-        lr, mine, mix = self.state.begin(step), Totals(), self.forward.mix_of(step)
+        lr, local, mix = self.state.set_lr(step), Totals(), self.forward.mix_of(step)
         sums = torch.zeros(3, device=self.device)
         for part in range(self.recipe.accumulate):
             waited_s = time.monotonic()
             batch = next(self.batches)
-            mine.wait_s += time.monotonic() - waited_s
-            count = self._place(batch, step, part)
-            mine.failed += failed_rows(batch, count)
-            self._tell_failures(batch, count)
-            mine.decode_s += float(batch["decode_s"][:count].sum())
+            local.wait_s += time.monotonic() - waited_s
+            count = self._check_block(batch, step, part)
+            local.failed += failed_rows(batch, count)
+            self._send_failures(batch, count)
+            local.decode_s += float(batch["decode_s"][:count].sum())
             # Drop-out and stochastic depth draw from the place in the run: a resumed run draws the same.
             torch.manual_seed(seed_of("step", self.recipe.seed, step, part, self.rank))
             with self.state.parallel.synchronised(part == self.recipe.accumulate - 1):
@@ -180,14 +180,14 @@ class Rank:
                 # Ranks average; the sum over all ranks, divided by the batch, is what we are after.
                 self.state.backward(found[0] * (self.world / self.recipe.batch))
             sums += found.detach()
-        self._wish(mine)
-        totals = mine.reduced(sums)
+        self._add_requests(local)
+        totals = local.reduced(sums)
         # 1 but for clips that failed; where all did, no gradient at all rather than 0/0.
         factor = torch.where(totals[1] > 0, self.recipe.batch / totals[1], 0.0)
         norm = self.state.update(factor)
         return Pending(step, totals, norm, lr, time.monotonic() - started_s)
 
-    def _place(self, batch: Batch, step: int, part: int) -> int:
+    def _check_block(self, batch: Batch, step: int, part: int) -> int:
         """Rows of the micro-batch that are not filling, after a look at whether it is the one that was due.
 
         Raises:
@@ -203,16 +203,16 @@ class Rank:
 
     # ---- what the ranks agree on
 
-    def _wish(self, mine: Totals) -> None:
+    def _add_requests(self, local: Totals) -> None:
         if self.rank:
             return
-        mine.stop = float(bool(self.poster.stop_reason))
+        local.stop = float(bool(self.events.stop_reason))
         if self.job.watch_nodes and time.monotonic() - self._asked_s > PREEMPTION_EVERY_S:
-            mine.look_for_preemption = 1.0
+            local.look_for_preemption = 1.0
             self._asked_s = time.monotonic()
 
-    def _settle(self, pending: Pending | None) -> str:
-        """Look at a step's totals, the same on all ranks: report them, say whether to go on (``done``)."""
+    def _finish_step(self, pending: Pending | None) -> str:
+        """Report a step from its totals, the same on all ranks; returns ``done`` (go on), or why to stop."""
         if pending is None:
             return "done"
         totals = Totals(*pending.totals.tolist())
@@ -228,14 +228,14 @@ class Rank:
             return "too many errors"
         return "stopped" if totals.stop else "done"
 
-    # ---- what ranks tell, and what rank 0 keeps
+    # ---- records and checkpoints (rank 0)
 
-    def _tell_failures(self, batch: Batch, count: int) -> None:
+    def _send_failures(self, batch: Batch, count: int) -> None:
         for uri, code, error in zip(
             *(batch[name][:count] for name in ("uri", "error_code", "error")), strict=True
         ):
             if code:
-                self.poster.post({"kind": "failure", "uri": str(uri), "code": str(code), "error": str(error)})
+                self.events.send({"kind": "failure", "uri": str(uri), "code": str(code), "error": str(error)})
 
     def _report(self, pending: Pending, totals: Totals) -> None:
         weight, seconds = max(totals.weight, 1e-12), pending.seconds
@@ -257,8 +257,8 @@ class Rank:
         if self.device.type == "cuda":
             figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         record = {"kind": "step", "step": pending.step + 1, "figures": figures, "failed": int(totals.failed)}
-        self.told.append(record)
-        self._post(**record)
+        self.unflushed.append(record)
+        self._send(**record)
 
     def _validate(self, step: int) -> None:
         """Validate if it is due. The best step is spared by retention, and noted in each checkpoint."""
@@ -275,8 +275,8 @@ class Rank:
             "confidence": scores.confidence,
         }
         record = {"kind": "validation", "step": step, "figures": scores.values}
-        self.told.append(record)
-        self._post(**record)
+        self.unflushed.append(record)
+        self._send(**record)
 
     def _save(self) -> None:
         if self.state.step == self.saved_step:
@@ -284,16 +284,16 @@ class Rank:
         self.saved_step = self.state.step
         if self.writer is None and not self.state.parallel.sharded:
             return
-        write = self.state.snapshot(self.notes, self.told)
-        self.told = []
+        write = self.state.snapshot(self.notes, self.unflushed)
+        self.unflushed = []
         if self.writer:
             best = self.notes["best"]
             self.writer.save(self.state.step, write, keep=best["step"] if best else None)
-            self._post(kind="checkpoint", step=self.state.step)
+            self._send(kind="checkpoint", step=self.state.step)
 
-    def _post(self, **record: Any) -> None:
+    def _send(self, **record: Any) -> None:
         if self.rank == 0:
-            self.poster.post(record)
+            self.events.send(record)
 
 
 def use_cores(local_ranks: int) -> None:

@@ -19,7 +19,7 @@ Targets = Mapping[str, Tensor]
 class Objective:
     """The loss of a model with ``heads`` (classes by name).
 
-    One label a video: cross-entropy with label smoothing ``y (1 - a) + a / C``, C the head's own number of
+    One label per video: cross-entropy with label smoothing ``y (1 - a) + a / C``, C the head's own number of
     classes; several heads: the mean of theirs (as the paper's code for EPIC-Kitchens). ``multilabel``: binary
     cross-entropy, the mean over classes, smoothed towards 1/2.
     """
@@ -33,8 +33,10 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         """``(sum of weight * loss, sum of weight)``, float32 scalars.
 
-        ``logits``: ``(B, classes)``, or one such tensor a head; ``targets``: float ``(B, classes)`` a head
-        (see :meth:`targets`); ``weight``: ``(B,)``.
+        Args:
+            logits: ``(B, classes)``, or one such tensor per head.
+            targets: float ``(B, classes)`` per head (see :meth:`targets`).
+            weight: ``(B,)``.
         """
         named = as_heads(logits, self.heads)
         total = torch.stack([self._one(named[head].float(), targets[head]) for head in self.heads]).mean(0)

@@ -50,7 +50,7 @@ def parameter_groups(model: nn.Module, settings: OptimiserSettings) -> list[dict
 
 
 def level_of(name: str, model: nn.Module) -> int:
-    """How far up a parameter stands: 0 the embedding, then one level a block, the head on top."""
+    """How far up a parameter stands: 0 the embedding, then one level per block, the head on top."""
     blocks = _block_counts(name for name, _ in model.named_parameters())
     spatial, temporal = blocks.get("encoder", 0), blocks.get("temporal_encoder", 0)
     if name.startswith(HEAD_PARTS):

@@ -36,12 +36,12 @@ class BatchShape:
 
     @property
     def parts(self) -> int:
-        """Micro-batches a global batch."""
+        """Micro-batches per global batch."""
         return self.world * self.accumulate
 
     @property
     def rows(self) -> int:
-        """Rows a micro-batch in the stream."""
+        """Rows per micro-batch in the stream."""
         return -(-self.batch // self.parts)
 
     def bounds(self, part: int) -> tuple[int, int]:
@@ -73,9 +73,9 @@ class Validation:
 class Plan:
     """The training videos in a fixed order, and what to draw from them.
 
-    ``table`` has the columns of ``REFERENCE``, a row a training video. ``groups`` int64 ``(n,)`` makes every
-    group (class) equally frequent; None draws every video once an epoch. Validation is part of the same
-    stream, so that it finds its clips decoded, and training after it too.
+    ``table`` has the columns of ``REFERENCE``, one row per training video. ``groups`` int64 ``(n,)`` makes
+    every group (class) equally frequent; None draws every video once per epoch. Validation is part of the
+    same stream, so that it finds its clips decoded, and training after it too.
     """
 
     table: pa.Table
@@ -112,7 +112,7 @@ class Plan:
         return _balanced(self.seed, epoch, self.groups.tobytes())
 
     def requests(self, step: int, shape: BatchShape) -> Iterator[pa.Table]:
-        """The clip requests of one global batch: a table of ``shape.rows`` rows a micro-batch, in part order.
+        """The clip requests of one global batch: a table of ``shape.rows`` rows for each part, in order.
 
         Columns: ``REFERENCE``, ``index`` (row of ``table``), ``epoch``, ``repeat``, ``step``, ``part``,
         ``view`` (-1: a training clip, else that of a validation) and ``weight`` (1, or 0 for filling).

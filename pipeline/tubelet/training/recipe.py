@@ -1,8 +1,8 @@
 """The recipe: every setting of a training run, strict, with the paper's meaning of each.
 
-A recipe is one YAML file (``jobs/recipes/*.yaml``, or the user's own) plus ``key=value`` overrides. Settings
-of a part stand in a group (``optimiser.lr``); an override may leave the group out where the name is
-unambiguous (``lr=0.1``). Sections are those of the ViViT paper, arXiv 2103.15691.
+A recipe is one YAML file (``jobs/tubelet_jobs/recipes/*.yaml``, or the user's own) plus ``key=value``
+overrides. Settings of a part stand in a group (``optimiser.lr``); an override may leave the group out where
+the name is unambiguous (``lr=0.1``). Sections are those of the ViViT paper, arXiv 2103.15691.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class RegularisationSettings(Settings):
     attention_dropout: Rate = 0.0
     droplayer: Rate = 0.0  # stochastic depth of the last layer, rising from 0 at the first
     label_smoothing: Rate = 0.0
-    ema: Rate | None = None  # decay a step of the averaged weights, which are then the saved ones
+    ema: Rate | None = None  # decay per step of the averaged weights, which are then the saved ones
 
 
 class InitSettings(Settings):
@@ -156,7 +156,7 @@ class Recipe(Settings):
 
     # Length and batch
     batch: Count = 64  # global, whatever the number of workers
-    accumulate: Count = 1  # forward passes a step and rank; saves memory, changes nothing else
+    accumulate: Count = 1  # forward passes per step and rank; saves memory, changes nothing else
     max_steps: Count | None = None
     epochs: Positive | None = None
     seed: Whole = 0
@@ -164,8 +164,8 @@ class Recipe(Settings):
 
     # Machines
     workers: str = "1"  # ranks; "2..4" is elastic
-    # Logical CPUs a rank reserves beside its GPU. null: 1 with a GPU, next to nothing without, where ranks
-    # and decoding share the cores. Set it to the cores of a node for one rank a node.
+    # Logical CPUs that a rank reserves beside its GPU. null: 1 with a GPU, next to nothing without, where
+    # ranks and decoding share the cores. Set it to the cores of a node for one rank per node.
     rank_cpus: Positive | None = None
     decode_workers: Count | None = None  # null: what the cluster has left
     prefetch: Count = 2  # batches ready before a rank asks
@@ -256,7 +256,7 @@ class Recipe(Settings):
 
 
 def read_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe from a YAML file or a mapping. (Names of recipes are the command line's.)
+    """A recipe from a YAML file or a mapping; names of recipes are resolved by the command line.
 
     Raises:
         UserError: no such file, an unknown key (names the nearest), a bad value.

@@ -1,4 +1,7 @@
-"""Who gets which CPUs. Ranks that take all of them leave none to decode, and the job hangs without a word."""
+"""The CPUs and GPUs of ranks and decode workers.
+
+Ranks that take all CPUs leave none to decode, and the job hangs without a word.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,12 @@ class Resources:
     decode_workers: int
 
     @property
-    def of_rank(self) -> dict[str, float]:
+    def per_rank(self) -> dict[str, float]:
         """``resources_per_worker`` of Ray Train."""
         return {"CPU": self.rank_cpus, **({"GPU": 1.0} if self.use_gpu else {})}
 
 
-def share_out(recipe: Recipe) -> Resources:
+def plan_resources(recipe: Recipe) -> Resources:
     """Divide the cluster between the ranks of ``recipe`` and decoding.
 
     Raises:

@@ -21,7 +21,8 @@ from tubelet.training.parallel import Parallel, full_tensor, like
 from tubelet.training.schedule import Schedule
 from tubelet.vivit import ViViT, load_model
 
-MODEL_FILE, STATE_FILE, TOLD_FILE = "model.safetensors", "state.safetensors", "told.json"
+# The files of a checkpoint; their names are a format that earlier versions wrote.
+MODEL_FILE, STATE_FILE, RECORDS_FILE = "model.safetensors", "state.safetensors", "told.json"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,7 +33,7 @@ class TrainState:
         self.job, self.recipe, self.device, self.step = job, job.recipe, device, step
         # Of the checkpoint that this state was restored from.
         self.notes: dict[str, Any] = {}
-        self.told: list[dict[str, Any]] = []
+        self.unflushed: list[dict[str, Any]] = []
         self.model = model.to(device)
         self.model.activation_checkpointing(self.recipe.activation_checkpointing)
         self._set_modes()
@@ -59,12 +60,12 @@ class TrainState:
             state = cls(job, model, device, step)
             state._restore(saved, averages)
             state.notes = metadata
-            state.told = json.loads((files / TOLD_FILE).read_text("utf-8"))
+            state.unflushed = json.loads((files / RECORDS_FILE).read_text("utf-8"))
             return state
 
     # ---- a step
 
-    def begin(self, step: int) -> float:
+    def set_lr(self, step: int) -> float:
         """Set the learning rate of ``step``, counted from 0, and return it."""
         lr = self.lr_of(step)
         set_lr(self.optimiser, lr)
@@ -111,10 +112,12 @@ class TrainState:
 
     # ---- checkpoints
 
-    def snapshot(self, notes: dict[str, Any], told: list[dict[str, Any]]) -> Callable[[Path], None]:
+    def snapshot(self, notes: dict[str, Any], unflushed: list[dict[str, Any]]) -> Callable[[Path], None]:
         """A function that writes this state into an empty folder. All ranks call this; rank 0 writes.
 
-        ``notes``: plain values to keep with the model; ``told``: what was reported since the last checkpoint.
+        Args:
+            notes: plain values to keep with the model.
+            unflushed: records sent since the last checkpoint.
         """
         weights = {name: full_tensor(value) for name, value in self.model.state_dict().items()}
         state = self._state_tensors(weights)
@@ -125,7 +128,7 @@ class TrainState:
         def write(folder: Path) -> None:
             bundle.save(folder)
             save_file(state, folder / STATE_FILE, metadata={"step": str(self.step)})
-            (folder / TOLD_FILE).write_text(json.dumps(told), "utf-8")
+            (folder / RECORDS_FILE).write_text(json.dumps(unflushed), "utf-8")
 
         return write
 

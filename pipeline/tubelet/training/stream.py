@@ -25,12 +25,12 @@ from tubelet.training.plan import BatchShape, Plan
 from tubelet.video import Limits
 
 # Global batches that one row of the outermost range stands for: few enough rows for a run of a million steps.
-STEPS_A_CHUNK = 64
+STEPS_PER_CHUNK = 64
 _MAX_SOURCE_BLOCKS = 64
 # Making requests costs next to nothing; a whole CPU for it would be taken from decoding. One task at a time:
 # each of several would start a process, which takes seconds of a small machine.
 PLAN_CPUS = 0.1
-# Ray Data's own task that cuts blocks to length takes this many, and cannot be told otherwise.
+# Ray Data's own task that cuts blocks to length takes this many, and has no setting for it.
 REPARTITION_CPUS = 1.0
 
 
@@ -51,18 +51,18 @@ class StreamConfig:
 def training_stream(
     plan: ray.ObjectRef[Plan], shape: BatchShape, steps: tuple[int, int], config: StreamConfig
 ) -> Dataset:
-    """Decoded micro-batches of the global batches ``steps[0] <= step < steps[1]``, one a block, in order.
+    """Decoded micro-batches of the global batches ``steps[0] <= step < steps[1]``, one per block, in order.
 
     Columns: those of :meth:`Plan.requests` and what :class:`ClipDecoder` adds.
     """
     first, last = steps
-    chunks = -(-(last - first) // STEPS_A_CHUNK)
+    chunks = -(-(last - first) // STEPS_PER_CHUNK)
 
     def expand(batch: dict[str, npt.NDArray[Any]]) -> Iterator[pa.Table]:
         own: Plan = ray.get(plan)
         for chunk in batch["chunk"]:
-            start = first + int(chunk) * STEPS_A_CHUNK
-            yield from own.blocks(start, min(start + STEPS_A_CHUNK, last), shape)
+            start = first + int(chunk) * STEPS_PER_CHUNK
+            yield from own.blocks(start, min(start + STEPS_PER_CHUNK, last), shape)
 
     # Chunks come from memory: a read stage would hold whole CPUs, which two-core machines do not have to
     # spare.
@@ -85,7 +85,7 @@ def training_stream(
 
 
 class TrainDecoder:
-    """Decodes one micro-batch a call; rows that only fill up a micro-batch are left zero."""
+    """Decodes one micro-batch per call; rows that only fill up a micro-batch are left zero."""
 
     def __init__(self, config: StreamConfig) -> None:
         self._decoder = ClipDecoder(
@@ -98,6 +98,7 @@ class TrainDecoder:
         )
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> Batch:
+        """Decode the rows of weight 1; the others stay zero."""
         wanted = int(np.count_nonzero(batch["weight"]))
         decoded = self._decoder({name: column[:wanted] for name, column in batch.items()})
         missing = len(batch["weight"]) - wanted
@@ -120,7 +121,7 @@ def stream_options() -> ExecutionOptions:
     return ExecutionOptions(preserve_order=True)
 
 
-def widen_blocks(block_bytes: int) -> None:
+def raise_block_limit(block_bytes: int) -> None:
     """Make room for blocks of ``block_bytes``: Ray Data splits larger ones without a word."""
     context = DataContext.get_current()
     context.target_max_block_size = max(context.target_max_block_size or 0, 2 * block_bytes)

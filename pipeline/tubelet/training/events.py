@@ -1,4 +1,4 @@
-"""The notice board between driver and ranks: figures go one way, the wish to stop goes the other.
+"""The event queue between ranks and driver: records go to the driver, its request to stop comes back.
 
 MLflow and the terminal belong to the driver, so that ranks start fast, and that neither an outage of the
 tracking server nor the death of a rank costs a figure.
@@ -13,45 +13,45 @@ import ray
 Record = dict[str, Any]
 
 
-class _Board:
+class _EventQueue:
     def __init__(self) -> None:
         self._records: list[Record] = []
         self._stop = ""
 
-    def post(self, record: Record) -> str:
-        """Leave a record; returns why the ranks should stop, or ''."""
+    def put(self, record: Record) -> str:
+        """Append a record; returns why the ranks should stop, or ''."""
         self._records.append(record)
         return self._stop
 
-    def take(self) -> list[Record]:
+    def drain(self) -> list[Record]:
         """All records since the last call, in the order they came."""
         records, self._records = self._records, []
         return records
 
-    def stop(self, reason: str) -> None:
+    def request_stop(self, reason: str) -> None:
         """Ask the ranks to save a checkpoint and end."""
         self._stop = reason
 
 
-def open_board() -> Any:
-    """A handle of a new board; it lives on the driver's node and as long as the driver."""
+def start_event_queue() -> Any:
+    """A handle of a new queue; its actor lives on the driver's node and as long as the driver."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(_EventQueue).remote()
 
 
-class Poster:
-    """A rank's side of the board: posting never waits; answers are read once they are there."""
+class EventSender:
+    """A rank's side of the queue: sending never waits; answers are read once they are there."""
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
         self._answers: list[Any] = []
         self.stop_reason = ""
 
-    def post(self, record: Record) -> None:
+    def send(self, record: Record) -> None:
         """Send a record."""
-        self._answers.append(self._board.post.remote(record))
+        self._answers.append(self._queue.put.remote(record))
         ready, self._answers = ray.wait(self._answers, num_returns=len(self._answers), timeout=0)
         for answer in ready:
             self.stop_reason = ray.get(answer) or self.stop_reason
