@@ -24,6 +24,7 @@ from tubelet.corpus.manifest import SCHEMA, key_of, manifest_file, read_manifest
 from tubelet.corpus.selection import class_names, select
 from tubelet.storage.local_s3 import LocalS3
 from tubelet.storage.lock import OutputLock
+from tubelet.video import DecoderStartError
 
 
 def _index(src: str, out: str, **settings: Any) -> IndexSummary:
@@ -43,6 +44,18 @@ def _counts(summary: IndexSummary) -> tuple[int, ...]:
         summary.unchanged,
         summary.removed,
     )
+
+
+def test_decoder_that_cannot_start_is_no_object_s_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_videos(f"{tmp_path}/v", ["a.mp4", "b.mp4"])
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first/av.py").write_text("raise ImportError('no libavcodec')\n", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "first")
+    with pytest.raises(DecoderStartError, match="no libavcodec"):
+        _index(f"{tmp_path}/v", f"{tmp_path}/manifest")
+    assert not storage.exists(f"{tmp_path}/manifest")
 
 
 def test_every_object_is_a_row(root: str) -> None:

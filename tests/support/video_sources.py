@@ -31,6 +31,14 @@ class Crash(Some):
         return b""
 
 
+class Speaks(Some):
+    """An object whose reader complains on stderr and ends the process."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        os.write(2, b"spoken by the child\n")
+        os._exit(3)
+
+
 class Bomb(Some):
     """An object that eats memory."""
 

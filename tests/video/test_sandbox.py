@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from support.hostile import HostileFolder
 from support.video import make_video
-from support.video_sources import Bomb, Broken, Crash, Hang, gone
+from support.video_sources import Bomb, Broken, Crash, Hang, Speaks, gone
 from tubelet.video import (
     DecodeError,
+    DecoderStartError,
     Dense,
     Frames,
     Limits,
@@ -172,6 +174,33 @@ def test_no_child_outlives_its_parent(video: Path, tmp_path: Path, busy: bool) -
     while psutil.pid_exists(child) and time.monotonic() < end_s:
         time.sleep(0.05)
     assert not psutil.pid_exists(child)
+
+
+def test_working_folder_is_not_on_the_child_s_path(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = HostileFolder(tmp_path / "hostile")
+    monkeypatch.chdir(hostile.path)
+    with Sandbox() as box:
+        assert box.probe(video).frames == 60
+    assert not hostile.imported
+
+
+def test_child_imports_what_its_parent_does_first(video: Path, tmp_path: Path) -> None:
+    """A path in front of the installed packages stays in front of them."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first/av.py").write_text("raise ImportError('this av')\n", "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "first")
+        # No file's fault: its own error, which says what the child said last.
+        with pytest.raises(DecoderStartError, match=r"does not start \(status 1\): ImportError: this av"):
+            Sandbox().probe(video)
+
+
+def test_what_the_child_says_later_is_seen(video: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Sandbox() as box, pytest.raises(DecodeError, match="ended with status 3"):
+        box.probe(Speaks)
+    assert "spoken by the child" in capfd.readouterr().err
 
 
 def test_the_child_is_light(sandbox: Sandbox, video: Path) -> None:

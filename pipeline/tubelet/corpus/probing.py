@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from tubelet.config import usable_cores
 from tubelet.storage import ObjectInfo, StorageOptions
 from tubelet.storage.opener import ObjectOpener
-from tubelet.video import DecodeError, Limits, Sandbox, VideoInfo
+from tubelet.video import DecodeError, DecoderStartError, Limits, Sandbox, VideoInfo
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -67,12 +67,18 @@ class Prober:
             yield waiting.popleft().result()
 
     def probe(self, info: ObjectInfo) -> dict[str, Any]:
-        """The columns ``status`` to ``keyframes_s`` of one object; an error is a row, never an exception."""
+        """The columns ``status`` to ``keyframes_s`` of one object; an error is a row, never an exception.
+
+        Raises:
+            DecoderStartError: this machine cannot start a decoder.
+        """
         opener = ObjectOpener(info.uri, info.size_bytes, info.etag, self._options)
         try:
             return describe(self._sandbox().probe(opener))
         except DecodeError as error:
             return failed(error.code, str(error))
+        except DecoderStartError:
+            raise  # no object's fault: without a decoder there is nothing to say of any
         except Exception as error:  # a fault of ours in one object must not cost the other million
             return failed("internal_error", f"{type(error).__name__}: {error}")
 

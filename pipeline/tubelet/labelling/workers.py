@@ -114,10 +114,8 @@ class RequestDecoder:
         except DecodeError as error:
             changed = _CHANGED in error.message and error.code == "io_error"
             return "changed" if changed else error.code, error.message, True
-        except (ValueError, RuntimeError) as error:
-            # A window that holds no frame, a decode process that did not start: a row, not the end of the
-            # job.
-            return "crash" if isinstance(error, RuntimeError) else "no_frames", str(error), True
+        except ValueError as error:  # a window that holds no frame
+            return "no_frames", str(error), True
         done = [0] * len(clips)
         for owner, clip in zip(self._owner, decoded.clips, strict=True):
             frames, frame_times_s = clip

@@ -5,7 +5,7 @@ decodes in a child process that no file can take down with it.
 """
 
 from tubelet.video.decode import Clip, Decoded, decode_clip, decode_views, probe
-from tubelet.video.errors import DecodeError
+from tubelet.video.errors import DecodeError, DecoderStartError
 from tubelet.video.framing import Box, JitterCrop, Placement, ResizedCrop, ShortSide, SpaceRule, Stretch
 from tubelet.video.info import VideoInfo
 from tubelet.video.limits import Limits
@@ -32,6 +32,7 @@ __all__ = [
     "Clock",
     "DecodeError",
     "Decoded",
+    "DecoderStartError",
     "Dense",
     "Frames",
     "JitterCrop",

@@ -190,13 +190,21 @@ def _pack(reply: Reply) -> bytes:
         return wire.pack(Reply(failure=DecodeError("io_error", f"{type(failure).__name__}: {failure}")))
 
 
-def main(link_file: int, parent: int) -> None:
-    """Serve requests that come over the socket ``link_file`` until it is closed."""
+def main(link_file: int, parent: int, stderr: int) -> None:
+    """Serve requests that come over the socket ``link_file`` until it is closed.
+
+    Args:
+        link_file: file descriptor of the socket.
+        parent: process id of the parent.
+        stderr: file descriptor of the stderr that this process has from now on.
+    """
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     link = socket.socket(fileno=link_file)
     base = address_space()
+    os.dup2(stderr, 2)  # until here, what was written there tells the parent why this process did not start
+    os.close(stderr)
     wire.send(link, wire.pack(os.getpid()))
     memory = SharedMemory()
     while True:

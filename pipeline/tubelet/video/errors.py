@@ -37,3 +37,7 @@ class DecodeError(Exception):
 
 class ClipError(ValueError):
     """A rule asks for what the video does not have: the caller's mistake, not the file's."""
+
+
+class DecoderStartError(RuntimeError):
+    """The decoder process does not start on this machine: no file's fault, and none will decode."""

@@ -20,9 +20,10 @@ import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ import numpy.typing as npt
 from tubelet.video import wire
 from tubelet.video.child import Reply, Request
 from tubelet.video.decode import Clip, Decoded
-from tubelet.video.errors import DecodeError
+from tubelet.video.errors import DecodeError, DecoderStartError
 from tubelet.video.info import VideoInfo
 from tubelet.video.limits import Limits
 from tubelet.video.source import Source
@@ -42,10 +43,13 @@ _FAT_BYTES = 1 << 30  # a child that keeps this much after a request is replaced
 _KEPT_SEGMENTS = 4
 _KEPT_SEGMENT_BYTES = 64 << 20
 
+# The child imports what this process imports: its path is this one's, in the same order. Until it is set, -P
+# keeps the working folder off, where a json.py may lie.
 _ENTRY = (
-    "import json, sys; sys.path += [p for p in json.loads(sys.argv[3]) if p not in sys.path]; "
-    "from tubelet.video.child import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[4]); "
+    "from tubelet.video.child import main; main(*map(int, sys.argv[1:4]))"
 )
+_START_ATTEMPTS = 2  # where it was killed, or the time ran out: that may be the machine's state of a moment
 
 _CHILD_ENV = {
     "OMP_NUM_THREADS": "1",
@@ -123,11 +127,45 @@ class _Child:
         self.served = 0
         self.segments = _Segments()
         self.last_use = weakref.finalize(self, _end, self.process, ours)
-        try:
-            wire.receive(ours, time.monotonic() + _START_S)
-        except (TimeoutError, EOFError, OSError) as error:
-            status = self.end()
-            raise RuntimeError(f"the decoder process did not start (status {status})") from error
+
+    @classmethod
+    def started(cls) -> _Child:
+        """A child that is ready for requests.
+
+        Raises:
+            DecoderStartError: it does not start here, whatever the file.
+        """
+        for attempt in range(_START_ATTEMPTS):
+            try:
+                child = cls()
+            except OSError as error:
+                raise DecoderStartError(f"the decoder process cannot be started: {error}") from error
+            try:
+                wire.receive(child.link, time.monotonic() + _START_S)
+            except (TimeoutError, EOFError, OSError) as error:
+                status, said = child.failed_start()
+                if status in (None, -signal.SIGKILL) and attempt + 1 < _START_ATTEMPTS:
+                    continue
+                how = f"not ready after {_START_S:g} s" if status is None else f"status {status}"
+                raise DecoderStartError(f"the decoder process does not start ({how}): {said}") from error
+            child.stderr.close()
+            return child
+        raise AssertionError
+
+    @property
+    def stderr(self) -> IO[bytes]:
+        """What the child writes to stderr until it has started."""
+        assert self.process.stderr is not None
+        return self.process.stderr
+
+    def failed_start(self) -> tuple[int | None, str]:
+        """End it; its exit status (None: it was still running) and the last line that it wrote."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(1.0)
+        status = self.end()
+        with self.stderr as file:
+            lines = file.read().decode(errors="replace").split("\n")
+        return status, next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
     def end(self) -> int | None:
         """Kill it, wait for it; returns its exit status, negative for a signal that was not ours."""
@@ -138,13 +176,27 @@ class _Child:
 
 def _start(link_file: int) -> subprocess.Popen[bytes]:
     paths = json.dumps([os.path.abspath(p) for p in sys.path])
-    return subprocess.Popen(
-        [sys.executable, "-c", _ENTRY, str(link_file), str(os.getpid()), paths],
-        pass_fds=(link_file,),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, **_CHILD_ENV},
-    )
+    # The child's stderr is a pipe until it has started, then this process's.
+    stderr = _open_stderr()
+    try:
+        numbers = [str(link_file), str(os.getpid()), str(stderr)]
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", _ENTRY, *numbers, paths],
+            pass_fds=(link_file, stderr),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **_CHILD_ENV},
+        )
+    finally:
+        os.close(stderr)
+
+
+def _open_stderr() -> int:
+    try:
+        return os.dup(2)
+    except OSError:  # this process has none
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 def _end(process: subprocess.Popen[bytes], link: socket.socket) -> None:
@@ -158,7 +210,7 @@ class Sandbox:
 
     One request runs at a time (others wait their turn). Every failure is a :class:`DecodeError`: among
     others ``timeout`` (the child was killed at the deadline), ``crash`` (it died), ``out_of_memory``,
-    ``too_large``.
+    ``too_large``. Only a child that cannot start at all is a :class:`DecoderStartError`, which is no file's.
     """
 
     def __init__(self, limits: Limits | None = None, recycle_after: int = 2000) -> None:
@@ -249,7 +301,7 @@ class Sandbox:
         if child is not None and (child.served >= self._recycle_after or child.process.poll() is not None):
             self._drop()
         if self._child is None:
-            self._child = _Child()
+            self._child = _Child.started()
         return self._child
 
     def _cause_of_death(self) -> str:
