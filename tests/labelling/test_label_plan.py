@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from tubelet.config import UserError, load_settings
 from tubelet.corpus.manifest import SCHEMA, key_of
-from tubelet.inference.error_rate import ErrorGuard
+from tubelet.error_rate import ErrorGuard
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.published import Published
 from tubelet.inference.schema import RowShape, table_of

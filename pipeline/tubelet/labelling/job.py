@@ -16,8 +16,8 @@ from tubelet.config import Settings, UserError
 from tubelet.corpus.fingerprint import Fingerprint
 from tubelet.corpus.index import IndexConfig, index_corpus
 from tubelet.corpus.manifest import ManifestSlices, is_manifest, read_manifest
+from tubelet.error_rate import WINDOW, ErrorGuard, too_many_errors
 from tubelet.inference.bundle import ModelBundle
-from tubelet.inference.error_rate import WINDOW, ErrorGuard, too_many_errors
 from tubelet.inference.output import OutputFiles, claim, parquet_bytes
 from tubelet.inference.schema import ERROR, EmbeddingType, table_of
 from tubelet.inference.shipping import Answers, LoadedModels, row_shape, ship
