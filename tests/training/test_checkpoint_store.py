@@ -81,7 +81,7 @@ def test_a_transient_error_is_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
     upload = Upload(2)
     monkeypatch.setattr(checkpoint.storage, "upload_dir", upload)
     store = CheckpointStore(str(tmp_path / "run"))
-    writer = CheckpointWriter(store, waits_s=(0.01, 0.01))
+    writer = CheckpointWriter(store, pauses_s=(0.01, 0.01))
     writer.save(5, files)  # type: ignore[arg-type]
     assert store.newest() is None
     writer.close()
@@ -93,7 +93,7 @@ def test_an_error_that_stays_ends_the_run_at_the_next_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint.storage, "upload_dir", Upload(99))
-    writer = CheckpointWriter(CheckpointStore(str(tmp_path / "run")), waits_s=(0.01,))
+    writer = CheckpointWriter(CheckpointStore(str(tmp_path / "run")), patience_s=0.1, pauses_s=(0.01, 0.01))
     writer.save(5, files)  # type: ignore[arg-type]
     with pytest.raises(OSError, match="cannot write the checkpoint of step 5: 503 Slow Down"):
         writer.save(6, files)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tubelet.config import UserError
+from tubelet.storage.retries import with_retries
 
 from tubelet_jobs.common import say
 from tubelet_jobs.remote.plan import JobPlan
@@ -101,16 +102,18 @@ def send(client: JobSubmissionClient, plan: JobPlan, env: Mapping[str, str]) -> 
 
 def _submit_once(client: JobSubmissionClient, job_id: str, request: Mapping[str, Any]) -> None:
     """Hand the job over. A head that is just starting drops requests: ask whether it has it, try again."""
-    for attempt in range(_ATTEMPTS):
+
+    def submit() -> None:
         try:
             client.submit_job(submission_id=job_id, **request)
-            return
-        except (OSError, RuntimeError) as error:
-            if _has(client, job_id):
-                return
-            if attempt == _ATTEMPTS - 1:
-                raise UserError(f"the cluster did not take the job: {_first_line(error)}") from error
-            time.sleep(_POLL_S * 2**attempt)
+        except (OSError, RuntimeError):
+            if not _has(client, job_id):
+                raise
+
+    try:
+        with_retries(submit, retry_on=(OSError, RuntimeError), attempts=_ATTEMPTS, first_pause_s=_POLL_S)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"the cluster did not take the job: {_first_line(error)}") from error
 
 
 def _has(client: JobSubmissionClient, job_id: str) -> bool:

@@ -28,7 +28,7 @@ from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.digests import digests
 from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
-from tubelet.storage.pinned import ParquetSource, open_pinned, undisturbed
+from tubelet.storage.pinned import ParquetSource, open_pinned, retry_if_changed
 
 STATUSES = ("ok", "error", "gone")
 # Readers need these; any other column of the schema is filled with nulls where a manifest lacks it.
@@ -166,7 +166,7 @@ def read_manifest(
         UserError: there is none, it is not Parquet, it lacks columns, or its rows break the rules.
     """
     root = storage.normalise_uri(uri)
-    table = undisturbed(lambda: _read(root, columns, options))
+    table = retry_if_changed(lambda: _read(root, columns, options))
     return table if columns is None else table.select(columns)
 
 
@@ -188,7 +188,7 @@ class ManifestSlices:
     Raises:
         UserError: as :func:`read_manifest`; what concerns single rows with their slice, rows that stand
             there twice at the end.
-        ObjectChangedError: it was replaced since it was opened (see ``pinned.undisturbed``).
+        ObjectChangedError: it was replaced since it was opened (see ``pinned.retry_if_changed``).
     """
 
     root: str
@@ -244,7 +244,7 @@ def made_from(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPT
 
 
 def _schema(root: str, options: StorageOptions) -> pa.Schema:
-    return undisturbed(lambda: _open(root, options).schema)
+    return retry_if_changed(lambda: _open(root, options).schema)
 
 
 def _open(root: str, options: StorageOptions) -> ParquetSource:
@@ -259,7 +259,7 @@ def _open(root: str, options: StorageOptions) -> ParquetSource:
         filesystem, path = storage.filesystem(place, options)
         dataset = ds.dataset(path, filesystem=filesystem, format="parquet")
         return ParquetSource.of_dataset(dataset)
-    except storage.ObjectChangedError:
+    except (storage.ObjectChangedError, UserError):  # of the store, not of the file
         raise
     except (pa.ArrowInvalid, OSError) as error:
         reason = (str(error).splitlines() or [""])[0][:160]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from tubelet import storage
 from tubelet.config import UserError
-from tubelet.storage import StorageOptions
+from tubelet.storage import StorageOptions, with_retries
+from tubelet.storage.pinned import ParquetSource, open_pinned, retry_if_changed
 
 T = TypeVar("T")
 
@@ -24,44 +25,12 @@ DESCRIPTION = "_output.json"
 VERSIONS = "_versions"
 _MOVING_TO = "moving_to"
 
-# A store that is away for longer than this ends the job; nothing is lost, and running it again resumes.
-PATIENCE_S = 600.0
-
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """``table`` as a Parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
-
-
-def patiently(action: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:
-    """Run ``action`` again, with growing pauses, while the store is away or overloaded."""
-    deadline_s = time.monotonic() + patience_s
-    pause_s = 0.5
-    while True:
-        try:
-            return action()
-        except Exception as error:
-            if not is_transient(error) or time.monotonic() + pause_s > deadline_s:
-                raise
-        time.sleep(pause_s)
-        pause_s = min(pause_s * 2, 15.0)
-
-
-def is_transient(error: BaseException | None) -> bool:
-    """Whether the store may answer later: it could not be reached, or said 5xx or "slow down"."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return bool(status >= 500 or status == 429)
-        if type(error).__module__.startswith(("botocore", "urllib3")):
-            return "credential" not in type(error).__name__.lower()
-        if isinstance(error, OSError) and error.errno is None and not error.__cause__:
-            return not isinstance(error, (FileNotFoundError, PermissionError))
-        error = error.__cause__
-    return False
 
 
 class OutputFiles:
@@ -87,20 +56,20 @@ class OutputFiles:
 
     def names(self) -> list[str]:
         """Names directly under the output."""
-        return patiently(lambda: storage.list_names(self.uri, self.options))
+        return with_retries(lambda: storage.list_names(self.uri, self.options))
 
     def read(self, name: str) -> bytes:
         """A whole file. Raises ``FileNotFoundError``."""
-        return patiently(lambda: storage.read_bytes(self.path(name), self.options))
+        return with_retries(lambda: storage.read_bytes(self.path(name), self.options))
 
     def write(self, name: str, data: bytes) -> None:
         """Write or replace a file in one atomic step."""
-        patiently(lambda: storage.write_bytes(self.path(name), data, self.options))
+        with_retries(lambda: storage.write_bytes(self.path(name), data, self.options))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file in one atomic step unless the name is taken."""
         self.check_owner()
-        return patiently(lambda: storage.put_if_absent(self.path(name), data, self.options))
+        return with_retries(lambda: storage.put_if_absent(self.path(name), data, self.options))
 
     def rewrite(self, name: str, change: Callable[[bytes], bytes]) -> None:
         """Overwrite a file by ``change`` of its content, in one atomic step, as the output's owner.
@@ -109,28 +78,63 @@ class OutputFiles:
         """
         path = self.path(name)
         while True:
-            data, etag = patiently(lambda: storage.read_version(path, self.options))
-            changed = change(data)
+            data, etag = with_retries(lambda: storage.read_version(path, self.options))
+            with _damage_named(path):
+                changed = change(data)
             self.check_owner()
-            if patiently(partial(storage.put_if_unchanged, path, changed, etag, self.options)):
+            if with_retries(partial(storage.put_if_unchanged, path, changed, etag, self.options)):
                 return
 
     def move(self, name: str, folder: str) -> None:
         """Move a file below ``folder``; a crash in between leaves it in both, moving again mends it."""
         self.write(f"{folder}/{name}", self.read(name))
-        patiently(lambda: storage.delete(self.path(name), self.options))
+        with_retries(lambda: storage.delete(self.path(name), self.options))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Some columns of a Parquet file."""
-        filesystem, path = storage.filesystem(self.path(name), self.options)
-        return patiently(
-            lambda: pq.read_table(path, columns=columns, filesystem=filesystem, partitioning=None)
+        """Some columns of a Parquet file, all of one version of it.
+
+        Raises:
+            UserError: the file is damaged; the message names it and says what to do.
+        """
+        return self._read_part(
+            name, lambda part: part.read(columns or part.schema.names).select(columns or part.schema.names)
         )
 
     def read_schema(self, name: str) -> pa.Schema:
-        """The schema of a Parquet file, its metadata included."""
-        filesystem, path = storage.filesystem(self.path(name), self.options)
-        return patiently(lambda: pq.read_schema(path, filesystem=filesystem))
+        """The schema of a Parquet file, its metadata included.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return self._read_part(name, lambda part: part.schema)
+
+    def _read_part(self, name: str, read: Callable[[ParquetSource], T]) -> T:
+        """What ``read`` takes from the part ``name``, of whichever version is found first to the end."""
+        path = self.path(name)
+
+        def attempt() -> T:
+            found = storage.stat(path, self.options)
+            if found is None:
+                raise FileNotFoundError(f"{path} does not exist")
+            with _damage_named(path):
+                return read(open_pinned(found, self.options))
+
+        return retry_if_changed(lambda: with_retries(attempt))
+
+
+@contextmanager
+def _damage_named(path: str) -> Iterator[None]:
+    """Arrow's complaints about a file, and not what a store says of itself, in words that help."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"{path} cannot be read, it was cut off or damaged ({reason})\n"
+            "delete that file and run the same `tubelet label` again: it makes the missing rows anew"
+        ) from error
 
 
 def claim(files: OutputFiles, description: Mapping[str, Any], *, new_version: bool = False) -> None:

@@ -11,7 +11,7 @@ from tubelet.config import UserError
 from tubelet.corpus.manifest import ManifestSlices
 from tubelet.corpus.selection import label_values, select
 from tubelet.inference.bundle import ModelBundle
-from tubelet.storage.pinned import undisturbed
+from tubelet.storage.pinned import retry_if_changed
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def expectation(bundle: ModelBundle) -> Expectation | None:
         return None
     head = next(iter(bundle.labels))
     with suppress(UserError, OSError):
-        for split, labels in undisturbed(lambda: _labels(source, head)).items():
+        for split, labels in retry_if_changed(lambda: _labels(source, head)).items():
             if labels:
                 share = {name: count / labels.total() for name, count in labels.items()}
                 return Expectation(share, None, f"split {split!r} of {source}")

@@ -32,7 +32,7 @@ from tubelet.progress import ProgressLine
 from tubelet.review.page import ReviewConfig, review
 from tubelet.storage import StorageOptions
 from tubelet.storage.lock import OutputLock
-from tubelet.storage.pinned import undisturbed
+from tubelet.storage.pinned import retry_if_changed
 
 # What may have been the machine's or the store's fault: tried a second time at the end, before it becomes a
 # row.
@@ -141,7 +141,7 @@ class LabelJob:
             )
             return Prepared(models, sampling, answers, root, sinks, plan, found)
 
-        return undisturbed(planned)
+        return retry_if_changed(planned)
 
     def _checked(self, manifest: ManifestSlices) -> str:
         """Go over all rows before the output is touched; returns their fingerprint."""

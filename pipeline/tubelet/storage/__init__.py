@@ -33,17 +33,25 @@ from tubelet.storage.api import (
 )
 from tubelet.storage.base import (
     DEFAULT_OPTIONS,
-    ObjectChangedError,
     ObjectInfo,
     RemoteStore,
     StorageOptions,
     Store,
     write_if_unchanged,
 )
+from tubelet.storage.errors import (
+    CredentialsError,
+    DeniedError,
+    DiskFullError,
+    ObjectChangedError,
+    StoreUnavailableError,
+    is_transient,
+)
 from tubelet.storage.registry import (
     remote_store_for,
     store_for,
 )
+from tubelet.storage.retries import with_retries
 from tubelet.storage.uris import (
     is_remote,
     join,
@@ -55,11 +63,15 @@ from tubelet.storage.uris import (
 
 __all__ = [
     "DEFAULT_OPTIONS",
+    "CredentialsError",
+    "DeniedError",
+    "DiskFullError",
     "ObjectChangedError",
     "ObjectInfo",
     "RemoteStore",
     "StorageOptions",
     "Store",
+    "StoreUnavailableError",
     "delete",
     "delete_tree",
     "download_dir",
@@ -68,6 +80,7 @@ __all__ = [
     "filesystem",
     "is_hidden",
     "is_remote",
+    "is_transient",
     "join",
     "list_folders",
     "list_names",
@@ -86,6 +99,7 @@ __all__ = [
     "store_for",
     "upload_dir",
     "upload_file",
+    "with_retries",
     "write_bytes",
     "write_if_unchanged",
 ]

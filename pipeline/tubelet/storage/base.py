@@ -40,10 +40,6 @@ class ObjectInfo:
     size_bytes: int
 
 
-class ObjectChangedError(OSError):
-    """The object's content is no longer the one its etag named."""
-
-
 class Store(Protocol):
     """What each kind of store can do; ``uri`` is always a normalised one of its own kind."""
 

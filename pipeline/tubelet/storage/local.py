@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import io
 import os
 import secrets
@@ -9,19 +12,23 @@ import shutil
 import stat as stat_bits
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from tubelet.config import UserError
 from tubelet.storage.base import (
     DEFAULT_OPTIONS,
-    ObjectChangedError,
     ObjectInfo,
     StorageOptions,
     write_if_unchanged,
 )
+from tubelet.storage.errors import ObjectChangedError, local_writes
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
+
+# What `link` says where there cannot be hard links: FAT, some network and FUSE file systems.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
+_COPY_BYTES = 8 * 1024 * 1024
 
 
 def local_etag(status: os.stat_result) -> str:
@@ -76,39 +83,36 @@ class LocalStore:
             return file.read(), local_etag(os.fstat(file.fileno()))
 
     def write(self, uri: str, data: bytes) -> None:
-        temporary = _temporary(uri)
-        try:
+        with _beside(uri) as temporary:
             _write_through(temporary, data)
             os.replace(temporary, uri)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        temporary = _temporary(uri)
-        try:
+        with _beside(uri) as temporary:
             _write_through(temporary, data)
-            os.link(temporary, uri)  # whole content appears at once, and only if the name is free
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links: the name is still taken by one only
-            return _create(uri, data)
-        finally:
-            temporary.unlink(missing_ok=True)
+            try:
+                os.link(temporary, uri)  # whole content appears at once, and only if the name is free
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return _rename_if_absent(temporary, uri)
         return True
 
     def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool:
         return write_if_unchanged(self, uri, data, etag)
 
     def upload(self, local: Path, uri: str) -> None:
-        temporary = _temporary(uri)
-        try:
-            shutil.copyfile(local, temporary)
+        with _beside(uri) as temporary:
+            with local.open("rb") as source, temporary.open("wb") as target:
+                shutil.copyfileobj(source, target, _COPY_BYTES)
+                _sync(target)
             os.replace(temporary, uri)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def download(self, uri: str, local: Path) -> None:
-        shutil.copyfile(uri, local)
+        with local_writes(local):
+            shutil.copyfile(uri, local)
 
     def delete(self, uri: str) -> None:
         Path(uri).unlink(missing_ok=True)
@@ -194,31 +198,62 @@ def _identity(folder: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _temporary(uri: str) -> Path:
+@contextlib.contextmanager
+def _beside(uri: str) -> Iterator[Path]:
+    """A name for a temporary file in the folder of ``uri``, which is made; nothing is left of the file."""
     target = Path(uri)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"cannot write {uri}: a part of its path is a file, not a folder") from error
-    except PermissionError as error:
-        raise UserError(f"no permission to write {uri}: choose another place") from error
-    return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    with local_writes(target):
+        try:
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise NotADirectoryError from error
+            yield temporary
+        finally:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                temporary.unlink()
 
 
 def _write_through(path: Path, data: bytes) -> None:
-    try:
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except PermissionError as error:
-        raise UserError(f"no permission to write in {path.parent}: choose another place") from error
+    with path.open("wb") as file:
+        file.write(data)
+        _sync(file)
 
 
-def _create(uri: str, data: bytes) -> bool:
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _rename_if_absent(temporary: Path, uri: str) -> bool:
+    """Give ``temporary`` the name ``uri`` unless it is taken, where the file system knows no hard links.
+
+    Who looks and renames holds a lock meanwhile, on a hidden file beside; it ends with its process.
+    """
+    target = Path(uri)
+    claim = target.with_name(f".{target.name}.claim")
+    while True:
+        with claim.open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                raise UserError(
+                    f"{target.parent} has neither hard links nor file locks: choose another place"
+                ) from error
+            if not _is_still(file, claim):  # who held it before us took it away
+                continue
+            try:
+                if os.path.lexists(target):
+                    return False
+                os.rename(temporary, target)
+                return True
+            finally:
+                claim.unlink()
+
+
+def _is_still(file: IO[bytes], path: Path) -> bool:
     try:
-        with open(uri, "xb") as file:
-            file.write(data)
-    except FileExistsError:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
         return False
-    return True

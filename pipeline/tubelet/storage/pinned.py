@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from tubelet.storage.base import ObjectChangedError, ObjectInfo, StorageOptions
+from tubelet.storage.base import ObjectInfo, StorageOptions
+from tubelet.storage.errors import ObjectChangedError
 from tubelet.storage.opener import ObjectOpener
+from tubelet.storage.retries import with_retries
 
-# A file that is replaced more often than it can be read is none.
-_TRIES = 5
 _T = TypeVar("_T")
 
 
@@ -61,11 +61,10 @@ def open_pinned(found: ObjectInfo, options: StorageOptions) -> ParquetSource:
     return ParquetSource.of_file(pq.ParquetFile(pinned, pre_buffer=True))
 
 
-def undisturbed(read: Callable[[], _T]) -> _T:
-    """What ``read`` gives, tried again if the file was replaced under it."""
-    for _ in range(_TRIES - 1):
-        try:
-            return read()
-        except ObjectChangedError:
-            continue
-    return read()
+def retry_if_changed(read: Callable[[], _T]) -> _T:
+    """What ``read`` gives, tried again if the file was replaced under it.
+
+    Raises:
+        ObjectChangedError: it was replaced five times in a row: more often than it can be read.
+    """
+    return with_retries(read, retry_on=ObjectChangedError, attempts=5, first_pause_s=0.05, most_pause_s=0.5)

@@ -15,17 +15,12 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    HTTPClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
     ProfileNotFound,
-)
-from botocore.exceptions import (
-    ConnectionError as BotoConnectionError,
 )
 
 from tubelet.config import UserError
-from tubelet.storage.base import ObjectChangedError, ObjectInfo, StorageOptions
+from tubelet.storage.base import ObjectInfo, StorageOptions
+from tubelet.storage.s3_errors import CONFLICT, MISSING, code_of, explained
 from tubelet.storage.uris import split_bucket
 
 if TYPE_CHECKING:
@@ -34,23 +29,6 @@ if TYPE_CHECKING:
 
 # S3 takes objects of up to 5 GiB in one put; beyond this size boto3 sends parts side by side.
 _MULTIPART_BYTES = 32 * 1024 * 1024
-_MISSING = {"404", "NoSuchKey", "NotFound"}
-_CONFLICT = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
-_DENIED = {"403", "401", "AccessDenied", "Forbidden", "Unauthorized", "AllAccessDisabled", "AccountProblem"}
-_BAD_CREDENTIALS = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "InvalidToken",
-    "TokenRefreshRequired",
-    "InvalidClientTokenId",
-    "AuthorizationHeaderMalformed",
-}
-_CREDENTIALS_HINT = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), or AWS_PROFILE;"
-    " --anonymous reads a public bucket"
-)
 
 
 def make_client(options: StorageOptions) -> S3Client:
@@ -97,7 +75,7 @@ class S3Store:
             try:
                 head = self._client.head_object(Bucket=bucket, Key=key)
             except ClientError as error:
-                if _code(error) in _MISSING:
+                if code_of(error) in MISSING:
                     return None
                 raise
         return ObjectInfo(uri, key.rpartition("/")[2], head["ETag"].strip('"'), head["ContentLength"])
@@ -164,7 +142,7 @@ class S3Store:
             try:
                 self._client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
             except ClientError as error:
-                if _code(error) in _CONFLICT:
+                if code_of(error) in CONFLICT:
                     return False
                 raise
         return True
@@ -175,7 +153,7 @@ class S3Store:
             try:
                 self._client.put_object(Bucket=bucket, Key=key, Body=data, IfMatch=f'"{etag}"')
             except ClientError as error:
-                if _code(error) in _CONFLICT | _MISSING:
+                if code_of(error) in CONFLICT | MISSING:
                     return False
                 raise
         return True
@@ -239,7 +217,7 @@ class S3Store:
         match = {} if etag is None else {"IfMatch": f'"{etag}"'}
 
         def fetch(start: int, stop: int) -> bytes:
-            try:
+            with _translated(uri, self._client):
                 answer = self._client.get_object(
                     Bucket=bucket,
                     Key=key,
@@ -247,10 +225,6 @@ class S3Store:
                     **match,  # type: ignore[arg-type]
                 )
                 return answer["Body"].read()
-            except ClientError as error:
-                raise _as_os_error(error, uri) from error
-            except (BotoCoreError, HTTPClientError) as error:
-                raise OSError(f"reading {uri} failed: {error}") from error
 
         return fetch
 
@@ -259,53 +233,10 @@ class S3Store:
             yield from self._client.get_paginator("list_objects_v2").paginate(**request)  # type: ignore[arg-type]
 
 
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _as_os_error(error: ClientError, uri: str) -> OSError:
-    """What a reader of bytes can understand: it may run in a process that knows nothing of S3."""
-    code = _code(error)
-    if code in _MISSING | {"NoSuchBucket"}:
-        return FileNotFoundError(f"{uri} is gone")
-    if code in {"PreconditionFailed", "412"}:
-        return ObjectChangedError(f"{uri} changed since it was listed")
-    if code in _DENIED | _BAD_CREDENTIALS:
-        return PermissionError(f"access to {uri} was denied ({code})")
-    return OSError(f"reading {uri} failed: {error}")
-
-
 @contextlib.contextmanager
 def _translated(uri: str, client: S3Client) -> Iterator[None]:
-    """Turn errors of the store into ``UserError`` (what the user can mend) or ``FileNotFoundError``."""
-    bucket, _ = split_bucket(uri)
+    """Turn errors of the store into our own (see :mod:`tubelet.storage.errors`)."""
     try:
         yield
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise UserError(f"no credentials to reach {uri}: {_CREDENTIALS_HINT}") from error
-    except (BotoConnectionError, HTTPClientError) as error:
-        endpoint = client.meta.endpoint_url
-        raise UserError(
-            f"cannot reach the store of {uri} at {endpoint}: check AWS_ENDPOINT_URL and the network"
-        ) from error
-    except ClientError as error:
-        code = _code(error)
-        if code in _MISSING:
-            raise FileNotFoundError(f"{uri} does not exist") from error
-        if code == "NoSuchBucket":
-            raise UserError(
-                f"there is no bucket {bucket!r} at {client.meta.endpoint_url}: check its name"
-            ) from error
-        if code in _BAD_CREDENTIALS:
-            raise UserError(
-                f"the store refused the credentials for {uri} ({code}): {_CREDENTIALS_HINT}"
-            ) from error
-        if code in _DENIED:
-            raise UserError(f"access to {uri} was denied ({code}): {_CREDENTIALS_HINT}") from error
-        if code in {"InvalidBucketName", "PermanentRedirect", "IllegalLocationConstraintException"}:
-            raise UserError(
-                f"cannot use the bucket {bucket!r} ({code}): check its name and AWS_REGION"
-            ) from error
-        raise
-    except BotoCoreError as error:
-        raise UserError(f"cannot use {uri}: {str(error).splitlines()[0]}") from error
+    except (ClientError, BotoCoreError) as error:
+        raise explained(error, uri, client.meta.endpoint_url) from error

@@ -22,7 +22,18 @@ MODEL_FILE = "model.safetensors"
 _SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 # What the logged model needs where it is loaded without tubelet.
-_REQUIREMENTS = ("mlflow", "torch", "av", "numpy", "safetensors", "pydantic", "pyarrow", "boto3", "pyyaml")
+_REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "av",
+    "numpy",
+    "safetensors",
+    "pydantic",
+    "pyarrow",
+    "boto3",
+    "tenacity",
+    "pyyaml",
+)
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,20 @@ import json
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tubelet import storage
-from tubelet.storage import StorageOptions
+from tubelet.storage import StorageOptions, with_retries
 
 MARKER = "COMPLETE"
 _NAME = re.compile(r"step-(\d{8,})")
 
-# Waits between the tries of one upload, seconds: five minutes in all, longer than a store's usual hiccup.
-RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0, 120.0)
+# How long one upload is tried again, and the first and the longest pause: longer than a store's usual hiccup.
+PATIENCE_S = 300.0
+PAUSES_S = (1.0, 120.0)
 
 
 @dataclass
@@ -101,8 +101,14 @@ class CheckpointWriter:
     checkpoint.
     """
 
-    def __init__(self, store: CheckpointStore, waits_s: tuple[float, ...] = RETRY_WAITS_S) -> None:
-        self._store, self._waits_s = store, waits_s
+    def __init__(
+        self,
+        store: CheckpointStore,
+        *,
+        patience_s: float = PATIENCE_S,
+        pauses_s: tuple[float, float] = PAUSES_S,
+    ) -> None:
+        self._store, self._patience_s, self._pauses_s = store, patience_s, pauses_s
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self.retries = 0
@@ -141,15 +147,19 @@ class CheckpointWriter:
 
     def _publish(self, step: int, folder: Path, keep: int | None) -> None:
         try:
-            for wait_s in (*self._waits_s, None):
-                try:
-                    self._store.publish(step, folder, keep=keep)
-                except Exception as error:
-                    if wait_s is None:
-                        raise OSError(f"cannot write the checkpoint of step {step}: {error}") from error
-                    self.retries += 1
-                    time.sleep(wait_s)
-                else:
-                    return
+            with_retries(
+                lambda: self._store.publish(step, folder, keep=keep),
+                retry_on=Exception,
+                patience_s=self._patience_s,
+                first_pause_s=self._pauses_s[0],
+                most_pause_s=self._pauses_s[1],
+                on_retry=self._count,
+            )
+        except Exception as error:
+            raise OSError(f"cannot write the checkpoint of step {step}: {error}") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _count(self, error: BaseException) -> None:
+        del error
+        self.retries += 1
