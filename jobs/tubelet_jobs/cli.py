@@ -15,6 +15,8 @@ import typer
 from tubelet._version import __version__
 from tubelet.config import UserError
 
+from tubelet_jobs.logs import log_to_stderr
+
 # One module a job; each has a function `command` whose docstring is the help text.
 JOBS: tuple[str, ...] = ("bench", "index", "train", "evaluate", "label", "review", "submit", "demo")
 
@@ -48,7 +50,8 @@ for _name in JOBS:
 def main() -> None:
     """Entry point: runs the job named on the command line and turns errors into an exit status."""
     try:
-        app()
+        with log_to_stderr(debug=bool(os.environ.get("TUBELET_DEBUG"))):
+            app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -104,14 +104,14 @@ def test_an_error_is_the_run_s_end(database: str, error: type[BaseException], st
     assert run_of(database, tracker.run_id).info.status == status
 
 
-def test_a_refused_record_holds_nothing_up(database: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_record_holds_nothing_up(database: str, caplog: pytest.LogCaptureFixture) -> None:
     with start(database) as tracker:
         tracker.set_tags({"": "a tag without a name"})
         tracker.log_metrics({"after": 1.0}, 0)
     run = run_of(database, tracker.run_id)
     assert run.data.metrics == {"after": 1.0}
     assert run.info.status == "FINISHED"
-    assert "refused 1 records" in capsys.readouterr().err
+    assert "refused 1 records" in caplog.text
 
 
 def test_logging_after_the_end_does_no_harm(database: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
+import logging
 import threading
 import time
 from collections import deque
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 MAX_RECORDS = 200_000  # a bound on memory (about 100 MB) when a server stays away for days
 MAX_BATCH = 200
@@ -120,21 +122,19 @@ class Spool:
             if not self._records:
                 self._journal.truncate(0)
                 if self._warned:
-                    print("MLflow answers again: everything kept was sent", file=sys.stderr, flush=True)
+                    logger.warning("MLflow answers again: everything kept was sent")
                 self._warned = False
             self._changed.notify_all()
 
     def _give_up(self, batch: Sequence[Record], error: Exception) -> None:
         self.dropped += len(batch)
-        print(f"MLflow refused {len(batch)} records: {first_line(error)}", file=sys.stderr, flush=True)
+        logger.warning(f"MLflow refused {len(batch)} records: {first_line(error)}")
 
     def _warn_once(self, error: Exception) -> None:
         if not self._warned:
-            print(
+            logger.warning(
                 f"MLflow does not answer ({first_line(error)}): the job goes on, records are kept in "
-                f"{self.folder} and sent when it does",
-                file=sys.stderr,
-                flush=True,
+                f"{self.folder} and sent when it does"
             )
         self._warned = True
 

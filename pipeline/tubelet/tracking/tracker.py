@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,8 @@ from tubelet.tracking.system import SystemSampler
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 # Run by its path, so that it stays a bare interpreter until it is needed.
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
@@ -139,7 +142,7 @@ class Tracker:
     ) -> str | None:
         """Log the model folder ``bundle_dir`` from code and register it as the next version of ``name``.
 
-        Waits for the server up to ``wait_s``. Returns the version, or None (with a word on stderr) where the
+        Waits for the server up to ``wait_s``. Returns the version, or None (with a warning) where the
         server stayed away or has no registry: the model folder itself is not touched.
         """
         try:
@@ -147,7 +150,7 @@ class Tracker:
             run_id = self._store.open()
             return registry.log_model(self.uri, run_id, Path(bundle_dir), name, alias=alias, step=step)
         except Exception as error:
-            print(f"the model was not registered in MLflow: {first_line(error)}", file=sys.stderr, flush=True)
+            logger.warning(f"the model was not registered in MLflow: {first_line(error)}")
             return None
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
@@ -155,7 +158,7 @@ class Tracker:
         try:
             self._store.client.set_registered_model_alias(name, alias, version)
         except Exception as error:
-            print(f"alias {alias} was not set in MLflow: {first_line(error)}", file=sys.stderr, flush=True)
+            logger.warning(f"alias {alias} was not set in MLflow: {first_line(error)}")
 
     def link_model(self, link: registry.ModelLink) -> None:
         """Say which model this run is about, before any metric of it is logged.
@@ -187,7 +190,7 @@ class Tracker:
             shutil.rmtree(self._spool.folder, ignore_errors=True)
         else:
             left = self._spool.folder
-            print(f"MLflow is away: a background process sends {left}", file=sys.stderr, flush=True)
+            logger.warning(f"MLflow is away: a background process sends {left}")
 
     def __enter__(self) -> Tracker:
         return self
@@ -219,7 +222,7 @@ class Tracker:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path)
         except OSError as error:  # a full disk must not end the job
-            print(f"{name} was not logged: {first_line(error)}", file=sys.stderr, flush=True)
+            logger.warning(f"{name} was not logged: {first_line(error)}")
             return
         self._spool.put({"kind": "file", "path": str(path), "folder": str(Path(name).parent).strip(".")})
 
