@@ -22,7 +22,7 @@ from tubelet.corpus.manifest import (
     schema_with,
     write_manifest,
 )
-from tubelet.corpus.selection import class_names, select
+from tubelet.corpus.selection import class_names, select, split_counts
 
 
 def _table(**columns: Any) -> pa.Table:
@@ -96,6 +96,16 @@ def test_file_that_is_no_parquet(root: str) -> None:
     storage.write_bytes(f"{root}/m.parquet", b"path,label\n")
     with pytest.raises(UserError, match="is not a readable Parquet file"):
         read_manifest(f"{root}/m.parquet")
+
+
+def test_splits_of_other_names_are_found(tmp_path: Path) -> None:
+    names = ["training", "validation", "Test", "dev", "fold 1", None, "train", "val"]
+    column = pa.array(names, pa.string())
+    table = _table().set_column(_table().column_names.index("split"), "split", column)
+    table = table.set_column(table.column_names.index("status"), "status", pa.array(["ok"] * 8))
+    counts = {name: select(table, name).num_rows for name in ("train", "validation", "val", "eval", "fold 1")}
+    assert counts == {"train": 2, "validation": 3, "val": 3, "eval": 1, "fold 1": 1}
+    assert split_counts(table) == {"fold 1": 1, "none": 1, "test": 1, "train": 2, "val": 3}
 
 
 def test_table_of_another_tool_is_accepted(tmp_path: Path) -> None:
