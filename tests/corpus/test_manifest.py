@@ -78,6 +78,16 @@ def test_reader_sees_one_version_whole(root: str, monkeypatch: pytest.MonkeyPatc
     assert read_manifest(f"{root}/m").equals(_table())
 
 
+def test_relative_paths_of_another_tool_hold_in_any_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["v/0.mp4", "/v/1.mp4", "s3://b/v/2.mp4", *[f"v/{i}.mp4" for i in range(3, 8)]]
+    pq.write_table(_table(uri=names), tmp_path / "m.parquet")
+    monkeypatch.chdir(tmp_path)
+    found = read_manifest("m.parquet")["uri"].to_pylist()
+    assert found[:4] == [f"{tmp_path}/v/0.mp4", "/v/1.mp4", "s3://b/v/2.mp4", f"{tmp_path}/v/3.mp4"]
+
+
 def test_missing_manifest_says_how_to_make_one(root: str) -> None:
     with pytest.raises(
         UserError, match=r"there is no manifest at .*: make one with `tubelet index SRC --out"

@@ -284,7 +284,19 @@ def _conform(table: pa.Table, root: str) -> pa.Table:
             if field.name not in table.column_names:
                 zero = pa.scalar(0, pa.int32()) if field.name == "segment" else pa.scalar(None, field.type)
                 table = table.append_column(field, pa.repeat(zero, table.num_rows))
-    return table
+    return _with_absolute_uris(table)
+
+
+def _with_absolute_uris(table: pa.Table) -> pa.Table:
+    """Relative paths, which another tool may have written, mean this process's working folder: say which."""
+    if "uri" not in table.column_names:
+        return table
+    uris = table["uri"]
+    absolute = pc.or_(pc.starts_with(uris, "/"), pc.match_substring(uris, "://"))
+    if pc.all(absolute).as_py() is not False:
+        return table
+    named = [uri and storage.normalise_uri(uri) for uri in uris.to_pylist()]
+    return table.set_column(table.column_names.index("uri"), "uri", pa.array(named, uris.type))
 
 
 def _label_type(kind: pa.DataType) -> pa.DataType:
