@@ -53,7 +53,7 @@ def command(  # noqa: PLR0917 - typer reads them as options
     if dry_run:
         print_summary({"dry_run": True, "steps": prepared.total_steps, "videos": len(prepared.examples)})
         return
-    with OutputLock(out, job="tubelet train"):
+    with OutputLock(out, job="tubelet train", options=request.options):
         from tubelet.training.build import initial_model
         from tubelet.training.fit import StoppedError, fit
 

@@ -12,19 +12,18 @@ PACKAGES = ("tubelet_jobs", "jobs", "support")
 class HostileFolder:
     """Modules that write their name to a file when they are imported, and raise.
 
-    Args:
-        path: the folder to work in; made here.
-        without: a package that is not there.
+    Attributes:
+        path: the folder to work in.
     """
 
-    def __init__(self, path: Path, *, without: str = "") -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._marker = path / "imported.txt"
         text = f"open({str(self._marker)!r}, 'a').write(__name__ + '\\n')\nraise ImportError(__name__)\n"
         path.mkdir(parents=True, exist_ok=True)
         for name in MODULES:
             (path / f"{name}.py").write_text(text, "utf-8")
-        for name in set(PACKAGES) - {without}:
+        for name in PACKAGES:
             (path / name).mkdir()
             for file in ("__init__", "__main__"):
                 (path / name / f"{file}.py").write_text(text, "utf-8")

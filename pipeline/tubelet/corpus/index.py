@@ -111,7 +111,11 @@ class _Index:
 
     def run(self) -> IndexSummary:
         exists = check_output(self.out, update=self.config.update)
-        with nullcontext() if self.config.dry_run else OutputLock(self.out) as lock:
+        with (
+            nullcontext()
+            if self.config.dry_run
+            else OutputLock(self.out, options=self.config.options) as lock
+        ):
             earlier = Earlier(self.out if exists else None)
             self._remember(earlier.made_from)
             with self._list() as listing:

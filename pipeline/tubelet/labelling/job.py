@@ -91,7 +91,7 @@ class LabelJob:
         """
         if self.config.export is not None:
             check_target(self.config.export)
-        with OutputLock(self.out, job="tubelet label") as lock:
+        with OutputLock(self.out, job="tubelet label", options=self.options) as lock:
             prepared = self.prepare(lock.check)
             if prepared.plan.work:
                 start_ray()

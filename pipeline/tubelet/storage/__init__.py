@@ -11,6 +11,7 @@ Local folders are listed in the order of the UTF-8 bytes of the path, as S3 does
 from __future__ import annotations
 
 from tubelet.storage.api import (
+    check_conditions,
     delete,
     delete_tree,
     download_dir,
@@ -33,6 +34,7 @@ from tubelet.storage.api import (
 )
 from tubelet.storage.base import (
     DEFAULT_OPTIONS,
+    Conditions,
     ObjectInfo,
     RemoteStore,
     StorageOptions,
@@ -63,6 +65,7 @@ from tubelet.storage.uris import (
 
 __all__ = [
     "DEFAULT_OPTIONS",
+    "Conditions",
     "CredentialsError",
     "DeniedError",
     "DiskFullError",
@@ -72,6 +75,7 @@ __all__ = [
     "StorageOptions",
     "Store",
     "StoreUnavailableError",
+    "check_conditions",
     "delete",
     "delete_tree",
     "download_dir",

@@ -14,13 +14,33 @@ if TYPE_CHECKING:
 
 
 class StorageOptions(Settings):
-    """How to reach a store."""
+    """How to reach a store, and how its outputs are shared."""
 
     anonymous: bool = False
     """Send unsigned requests: for public buckets."""
 
+    single_writer: bool = False
+    """Write to a store without conditional puts: you see to it that one job at a time writes an output."""
+
+    break_lock: bool = False
+    """Take an output over from the job that holds it: only if you know that it is gone."""
+
 
 DEFAULT_OPTIONS = StorageOptions()
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Which conditional puts a store honours.
+
+    Attributes:
+        absent: a put only where there is no such object; without it there can be no lock.
+        unchanged: a put only where the object is the one whose etag is given; without it, a check precedes
+            the write.
+    """
+
+    absent: bool = True
+    unchanged: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class Store(Protocol):
     def write(self, uri: str, data: bytes) -> None: ...
     def put_if_absent(self, uri: str, data: bytes) -> bool: ...
     def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool: ...
+    def check_conditions(self, uri: str) -> Conditions: ...
     def upload(self, local: Path, uri: str) -> None: ...
     def download(self, uri: str, local: Path) -> None: ...
     def delete(self, uri: str) -> None: ...

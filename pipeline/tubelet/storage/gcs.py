@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tubelet.config import UserError
-from tubelet.storage.base import ObjectInfo, StorageOptions, write_if_unchanged
+from tubelet.storage.base import Conditions, ObjectInfo, StorageOptions, write_if_unchanged
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -81,6 +81,10 @@ class GcsStore:
 
     def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool:
         return write_if_unchanged(self, uri, data, etag)
+
+    def check_conditions(self, uri: str) -> Conditions:
+        del uri
+        return Conditions(unchanged=False)
 
     def upload(self, local: Path, uri: str) -> None:
         with local.open("rb") as source, self._fs.open_output_stream(_path(uri)) as target:

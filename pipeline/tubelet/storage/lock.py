@@ -2,16 +2,20 @@
 
 The lock is a numbered file below the output's ``_lock`` folder, created only if its number is free. Whoever
 creates one looks again afterwards and steps back if there is a rival, so two jobs never both go on; nothing
-more than a conditional create and a consistent listing is asked of the store. The owner renews its file
-while it lives. The lock of an owner that died is taken over: at once where its process was on this machine,
-else when it has not been renewed for a while.
+more than a conditional create and a consistent listing is asked of the store.
+
+The owner renews its file while it lives. An owner on this machine (the same boot and space of process ids)
+lives exactly as long as its process. Of one elsewhere nothing is believed but what is seen: its file is
+watched, and it is dead when that does not change for the ``stale_after_s`` that it set itself. An owner that
+could not renew its file for so long (it was stopped, or the store was away) looks whether the output is still
+its own before it publishes anything. No two clocks are compared.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import random
 import secrets
 import socket
 import sys
@@ -27,8 +31,18 @@ import psutil
 
 from tubelet import storage
 from tubelet.config import UserError
+from tubelet.storage.base import DEFAULT_OPTIONS, StorageOptions
+from tubelet.storage.retries import with_retries
 
-_ATTEMPTS = 5
+_log = logging.getLogger(__name__)
+
+# A job waits no longer than this for a sign of life, whatever the owner's file says.
+_LONGEST_WATCH_S = 600.0
+_POLL_S = 1.0
+
+
+class _ContendedError(UserError):
+    """Another job wanted the output at the same moment; both stepped back."""
 
 
 class LockLostError(UserError):
@@ -37,7 +51,11 @@ class LockLostError(UserError):
 
 @dataclass(frozen=True)
 class _Owner:
-    """What a lock file says of its owner; times are seconds since 1970 by the owner's clock."""
+    """What a lock file says of its owner.
+
+    ``since_s`` and ``heartbeat_s``: seconds since 1970 by the owner's clock, for people and to be different
+    each time; ``process_started_s`` counts from the boot where the system says so.
+    """
 
     nonce: str
     host: str
@@ -57,11 +75,15 @@ class OutputLock:
     Args:
         uri: the output. Its lock lies in ``<uri>/_lock``, or beside a file in ``_<name>.lock``.
         job: what the owner is doing, for the message others get.
+        options: ``single_writer`` (go on without a lock where the store cannot have one) and ``break_lock``
+            (take the output over from whoever holds it). Locks are always signed, also for a job that reads
+            a public bucket.
         heartbeat_every_s: how often the lock is renewed.
         stale_after_s: how long after its last renewal a lock may be taken over.
 
     Raises:
-        UserError: on entering, another job holds the output; the message says who, and since when.
+        UserError: on entering, another job holds the output (the message says who, and since when), or the
+            store knows no conditional puts.
     """
 
     def __init__(
@@ -69,17 +91,21 @@ class OutputLock:
         uri: str | os.PathLike[str],
         *,
         job: str = "",
+        options: StorageOptions = DEFAULT_OPTIONS,
         heartbeat_every_s: float = 10.0,
         stale_after_s: float = 60.0,
     ) -> None:
         self.uri = storage.normalise_uri(uri)
         self.folder = lock_folder(self.uri)
+        self._options = StorageOptions(single_writer=options.single_writer)
+        self._break = options.break_lock
         self._job = job or " ".join(["tubelet", *sys.argv[1:2]])
         self._every_s, self._stale_after_s = heartbeat_every_s, stale_after_s
         self._nonce = secrets.token_hex(8)
         self._since_s = time.time()
         self._name: str | None = None
         self._lost: str | None = None
+        self._renewed_s = time.monotonic()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._made_output = False
@@ -94,20 +120,43 @@ class OutputLock:
         self.release()
 
     def acquire(self) -> None:
-        """Take the lock, or raise ``UserError``."""
+        """Take the lock.
+
+        Raises:
+            UserError: as on entering.
+        """
         self._made_output = not storage.is_remote(self.uri) and not Path(self.uri).exists()
-        for _ in range(_ATTEMPTS):
-            found = self._read_all()
-            dead = {name: owner for name, owner in found.items() if not self._is_alive(name, owner)}
-            alive = [owner for name, owner in found.items() if name not in dead]
-            if alive:
-                raise self._refusal(alive[-1])
-            if self._claim(found, dead):
-                self._thread = threading.Thread(target=self._renew, name="output-lock", daemon=True)
-                self._thread.start()
-                return
-            time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - two that step back must not meet again
-        raise UserError(f"several jobs want {self.uri} at once: start one, or choose another --out")
+        if not self._can_lock():
+            return
+        with_retries(
+            self._try_to_take, retry_on=_ContendedError, attempts=5, first_pause_s=0.1, most_pause_s=0.5
+        )
+        self._thread = threading.Thread(target=self._keep, name="output-lock", daemon=True)
+        self._thread.start()
+
+    def _can_lock(self) -> bool:
+        """Whether the store can hold locks; said to a single writer, an error to others."""
+        if not storage.is_remote(self.uri) or storage.check_conditions(self.folder, self._options).absent:
+            return True
+        lack = f"the store of {self.uri} does not honour conditional puts"
+        if not self._options.single_writer:
+            raise UserError(
+                f"{lack}, so two jobs on one output would not see each other\n"
+                "write to another store, or set --single-writer where you let one job at a time write"
+            )
+        _log.warning("%s: no lock is held (--single-writer), start no second job on it", lack)
+        return False
+
+    def _try_to_take(self) -> None:
+        found = self._read_all()
+        dead = found if self._break else {n: o for n, o in found.items() if not self._is_alive(n, o)}
+        alive = [owner for name, owner in found.items() if name not in dead]
+        if alive:
+            raise self._refusal(alive[-1])
+        if not self._claim(found, dead):
+            raise _ContendedError(f"several jobs want {self.uri} at once: start one, or choose another --out")
+        for owner in dead.values():
+            _log.warning("%s is taken over from %s", self.uri, _describe(owner))
 
     def release(self) -> None:
         """Give the lock back (nothing to do if it is not held)."""
@@ -116,7 +165,7 @@ class OutputLock:
             self._thread.join()
         if self._name is not None:
             with suppress(OSError, UserError):  # the store is away: the lock goes stale by itself
-                storage.delete(storage.join(self.folder, self._name))
+                self._delete(self._name)
             self._name = None
         self._remove_empty_folders()
 
@@ -124,69 +173,87 @@ class OutputLock:
         """Call before publishing something.
 
         Raises:
-            LockLostError: another job has taken the output over meanwhile.
+            LockLostError: another job has taken the output over meanwhile, or may have.
         """
+        overdue = time.monotonic() - self._renewed_s > self._stale_after_s
+        if self._name is not None and self._lost is None and overdue:
+            with_retries(self._renew)
         if self._lost is not None:
             raise LockLostError(self._lost)
 
     def _claim(self, found: dict[str, _Owner], dead: dict[str, _Owner]) -> bool:
         number = max((int(name.partition(".")[0]) for name in found), default=0) + 1
         name = f"{number:08d}.json"
-        if not storage.put_if_absent(storage.join(self.folder, name), self._record()):
+        self._renewed_s = time.monotonic()
+        if not storage.put_if_absent(storage.join(self.folder, name), self._record(), self._options):
             return False
         judged = {owner.nonce for owner in dead.values()}
         rivals = [o for n, o in self._read_all().items() if n != name and o.nonce not in judged]
         if rivals:
-            storage.delete(storage.join(self.folder, name))
+            self._delete(name)
             return False
         self._name = name
         for old in dead:
-            storage.delete(storage.join(self.folder, old))
+            self._delete(old)
         return True
+
+    def _delete(self, name: str) -> None:
+        storage.delete(storage.join(self.folder, name), self._options)
 
     def _read_all(self) -> dict[str, _Owner]:
         """Lock files by name, in the order of their numbers."""
         found: dict[str, _Owner] = {}
-        for name in storage.list_names(self.folder):
+        for name in storage.list_names(self.folder, self._options):
             if name.endswith(".json") and name.partition(".")[0].isdecimal():
                 with suppress(FileNotFoundError):  # released since it was listed
-                    found[name] = _parse(storage.read_bytes(storage.join(self.folder, name)))
+                    data = storage.read_bytes(storage.join(self.folder, name), self._options)
+                    found[name] = _parse(data)
         return found
 
     def _is_alive(self, name: str, owner: _Owner) -> bool:
-        here = owner.machine == machine_id()
-        if here and not _runs(owner):
-            return False
-        if time.time() - owner.heartbeat_s < owner.stale_after_s:
-            return True
-        # Clocks of two machines may differ by more than a beat: a stale owner elsewhere is watched first.
-        return not here and owner.heartbeat_every_s > 0 and self._beats(name, owner)
+        if owner.machine == machine_id():
+            return _runs(owner)
+        return self._beats(name, owner)
 
     def _beats(self, name: str, owner: _Owner) -> bool:
-        end_s = time.monotonic() + 2 * min(owner.heartbeat_every_s, 30.0)
+        """Whether the owner is seen to renew its file, within the time after which it gives up itself."""
+        watch_s = min(owner.stale_after_s, _LONGEST_WATCH_S)
+        if watch_s > _POLL_S:
+            _log.warning(
+                "%s is held by %s: watching for up to %.0f s whether it is alive",
+                self.uri,
+                _describe(owner),
+                watch_s,
+            )
+        end_s = time.monotonic() + watch_s
         while time.monotonic() < end_s:
-            time.sleep(min(0.5, owner.heartbeat_every_s))
+            time.sleep(min(_POLL_S, watch_s / 10))
             now = self._read_all().get(name)
             if now is None:
                 return False
-            if now.heartbeat_s != owner.heartbeat_s:
+            if now != owner:
                 return True
         return False
 
-    def _renew(self) -> None:
-        renewed_s = time.monotonic()
-        while not self._stop.wait(self._every_s):
+    def _keep(self) -> None:
+        while self._lost is None and not self._stop.wait(self._every_s):
             try:
-                rivals = [o for n, o in self._read_all().items() if self._name is not None and n > self._name]
-                if rivals:
-                    self._lost = f"{self.uri} was taken over by {_describe(rivals[-1])}: this job stops"
-                    return
-                storage.write_bytes(storage.join(self.folder, self._name or ""), self._record())
-                renewed_s = time.monotonic()
-            except Exception as error:  # the store may be back before the lock is stale
-                if time.monotonic() - renewed_s > self._stale_after_s:
-                    self._lost = f"the lock on {self.uri} could not be renewed: {str(error).splitlines()[0]}"
-                    return
+                self._renew()
+            except Exception as error:  # the store may be back soon, and `check` looks again
+                _log.info("the lock on %s was not renewed: %s", self.uri, error)
+
+    def _renew(self) -> None:
+        """Write the lock file anew; says in ``_lost`` when the output is another's, or was."""
+        began_s, name = time.monotonic(), self._name or ""
+        found = self._read_all()
+        rivals = [owner for other, owner in found.items() if other > name]
+        if rivals:
+            self._lost = f"{self.uri} was taken over by {_describe(rivals[-1])}: this job stops"
+        elif name not in found and not self._stop.is_set():
+            self._lost = f"the lock on {self.uri} was taken away while this job held it: this job stops"
+        else:
+            storage.write_bytes(storage.join(self.folder, name), self._record(), self._options)
+            self._renewed_s = began_s
 
     def _record(self) -> bytes:
         owner = _Owner(
@@ -194,7 +261,7 @@ class OutputLock:
             host=socket.gethostname(),
             machine=machine_id(),
             pid=os.getpid(),
-            process_started_s=psutil.Process().create_time(),
+            process_started_s=_started_s(os.getpid()),
             job=self._job,
             since_s=self._since_s,
             heartbeat_s=time.time(),
@@ -205,7 +272,8 @@ class OutputLock:
 
     def _refusal(self, owner: _Owner) -> UserError:
         return UserError(
-            f"{self.uri} is in use by {_describe(owner)}\nwait until that job ends, or choose another --out"
+            f"{self.uri} is in use by {_describe(owner)}\n"
+            "wait until that job ends, choose another --out, or set --break-lock if it cannot be running"
         )
 
     def _remove_empty_folders(self) -> None:
@@ -226,12 +294,14 @@ def lock_folder(uri: str) -> str:
 
 
 def machine_id() -> str:
-    """Names this run of this machine (or container): within it, a process id means one process."""
-    parts = [socket.gethostname()]
-    for read in (_boot_id, _pid_namespace):
-        with suppress(OSError):
-            parts.append(read())
-    return "/".join(parts)
+    """Names this run of this machine (or container): within it, a process id means one process.
+
+    Where the system names neither boot nor space of process ids, by its host's name.
+    """
+    try:
+        return f"{_boot_id()}/{_pid_namespace()}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _boot_id() -> str:
@@ -244,13 +314,21 @@ def _pid_namespace() -> str:
 
 def _runs(owner: _Owner) -> bool:
     try:
-        process = psutil.Process(owner.pid)
-        same = abs(process.create_time() - owner.process_started_s) < 2.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        same = abs(_started_s(owner.pid) - owner.process_started_s) < 1.0
+        return same and psutil.Process(owner.pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
         return True
+
+
+def _started_s(pid: int) -> float:
+    """When a process began: seconds after the boot, which no turn of the clock changes, where it is known."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return psutil.Process(pid).create_time()
+    return int(text.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _parse(data: bytes) -> _Owner:
@@ -263,6 +341,4 @@ def _parse(data: bytes) -> _Owner:
 
 def _describe(owner: _Owner) -> str:
     since = datetime.fromtimestamp(owner.since_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    age_s = max(0.0, time.time() - owner.heartbeat_s)
-    place = f"`{owner.job}` on {owner.host}, process {owner.pid}"
-    return f"{place}, since {since} (last sign of life {age_s:.0f} s ago)"
+    return f"`{owner.job}` on {owner.host}, process {owner.pid}, since {since}"

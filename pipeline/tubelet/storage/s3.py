@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,16 +20,28 @@ from botocore.exceptions import (
 )
 
 from tubelet.config import UserError
-from tubelet.storage.base import ObjectInfo, StorageOptions
+from tubelet.storage.base import Conditions, ObjectInfo, StorageOptions, write_if_unchanged
+from tubelet.storage.errors import local_writes
+from tubelet.storage.retries import with_retries
 from tubelet.storage.s3_errors import CONFLICT, MISSING, code_of, explained
+from tubelet.storage.s3_reads import BrokenAnswerError, ObjectReader, opaque
 from tubelet.storage.uris import split_bucket
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
     from pyarrow.fs import FileSystem
 
 # S3 takes objects of up to 5 GiB in one put; beyond this size boto3 sends parts side by side.
 _MULTIPART_BYTES = 32 * 1024 * 1024
+# What stores answer that do not know a header of a put.
+_NOT_KNOWN = {"501", "NotImplemented", "InvalidArgument", "InvalidRequest", "UnsupportedHeader"}
+# What was found out of stores, by endpoint and bucket.
+_known: dict[tuple[str, str], Conditions] = {}
+
+
+class NoConditionsError(UserError):
+    """The store knows no conditional puts."""
 
 
 def make_client(options: StorageOptions) -> S3Client:
@@ -68,17 +81,22 @@ class S3Store:
         self._lock = threading.Lock()
 
     def stat(self, uri: str) -> ObjectInfo | None:
+        head = self._head(uri)
+        if head is None:
+            return None
+        return ObjectInfo(uri, uri.rpartition("/")[2], opaque(head["ETag"]), head["ContentLength"])
+
+    def _head(self, uri: str) -> HeadObjectOutputTypeDef | None:
         bucket, key = split_bucket(uri)
         if not key:
             return None
         with _translated(uri, self._client):
             try:
-                head = self._client.head_object(Bucket=bucket, Key=key)
+                return self._client.head_object(Bucket=bucket, Key=key)
             except ClientError as error:
                 if code_of(error) in MISSING:
                     return None
                 raise
-        return ObjectInfo(uri, key.rpartition("/")[2], head["ETag"].strip('"'), head["ContentLength"])
 
     def walk(self, uri: str) -> Iterator[ObjectInfo]:
         bucket, key = split_bucket(uri)
@@ -89,9 +107,7 @@ class S3Store:
                 found = True
                 path = item["Key"][len(prefix) :]
                 if path and not path.endswith("/"):  # `folder/` is an empty marker some tools leave
-                    yield ObjectInfo(
-                        f"s3://{bucket}/{item['Key']}", path, item["ETag"].strip('"'), item["Size"]
-                    )
+                    yield ObjectInfo(f"s3://{bucket}/{item['Key']}", path, opaque(item["ETag"]), item["Size"])
         if not found:
             single = self.stat(uri)
             if single is None:
@@ -121,15 +137,10 @@ class S3Store:
         return files - {""}, folders - {""}
 
     def read(self, uri: str) -> bytes:
-        bucket, key = split_bucket(uri)
-        with _translated(uri, self._client):
-            return self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        return self.read_version(uri)[0]
 
     def read_version(self, uri: str) -> tuple[bytes, str]:
-        bucket, key = split_bucket(uri)
-        with _translated(uri, self._client):
-            answer = self._client.get_object(Bucket=bucket, Key=key)
-            return answer["Body"].read(), answer["ETag"].strip('"')
+        return ObjectReader(self._client, uri).whole()
 
     def write(self, uri: str, data: bytes) -> None:
         bucket, key = split_bucket(uri)
@@ -137,24 +148,65 @@ class S3Store:
             self._client.put_object(Bucket=bucket, Key=key, Body=data)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        bucket, key = split_bucket(uri)
-        with _translated(uri, self._client):
-            try:
-                self._client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                if code_of(error) in CONFLICT:
-                    return False
-                raise
-        return True
+        if self._options.single_writer and not self._conditions(uri).absent:
+            if self.stat(uri) is not None:
+                return False
+            self.write(uri, data)
+            return True
+        return self._put_if(uri, data, IfNoneMatch="*")
 
     def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool:
+        if not self._conditions(uri).unchanged:
+            return write_if_unchanged(self, uri, data, etag)
+        if self._put_if(uri, data, IfMatch=f'"{etag}"'):
+            return True
+        head = self._head(uri)
+        if head is None or opaque(head["ETag"]) != etag:
+            return False
+        # Unchanged, and refused all the same: the store's etags are weak. Some take those as they give them.
+        if head["ETag"].startswith("W/") and self._put_if(uri, data, IfMatch=head["ETag"]):
+            return True
+        _known[self._place(uri)] = Conditions(absent=self._conditions(uri).absent, unchanged=False)
+        return write_if_unchanged(self, uri, data, etag)
+
+    def check_conditions(self, uri: str) -> Conditions:
+        probe = f"{uri}/probe-{secrets.token_hex(4)}"
+        try:
+            self._put_if(probe, b"probe", IfNoneMatch="*")
+            absent = not self._put_if(probe, b"probe", IfNoneMatch="*")
+            unchanged = absent and not self._put_if(probe, b"probe", IfMatch=f'"{"0" * 32}"')
+        except NoConditionsError:
+            absent = unchanged = False
+        finally:
+            self.delete(probe)
+        found = _known[self._place(uri)] = Conditions(absent, unchanged)
+        return found
+
+    def _conditions(self, uri: str) -> Conditions:
+        """What is known of the store; until it was asked, the best."""
+        return _known.get(self._place(uri), Conditions())
+
+    def _place(self, uri: str) -> tuple[str, str]:
+        return self._client.meta.endpoint_url, split_bucket(uri)[0]
+
+    def _put_if(self, uri: str, data: bytes, **condition: str) -> bool:
+        """Write where the condition holds; returns whether it did.
+
+        Raises:
+            NoConditionsError: the store knows no conditions.
+        """
         bucket, key = split_bucket(uri)
         with _translated(uri, self._client):
             try:
-                self._client.put_object(Bucket=bucket, Key=key, Body=data, IfMatch=f'"{etag}"')
+                self._client.put_object(Bucket=bucket, Key=key, Body=data, **condition)  # type: ignore[arg-type]
             except ClientError as error:
-                if code_of(error) in CONFLICT | MISSING:
+                if code_of(error) in CONFLICT | (MISSING if "IfMatch" in condition else set()):
                     return False
+                if code_of(error) in _NOT_KNOWN:
+                    raise NoConditionsError(
+                        f"the store of {uri} at {self._client.meta.endpoint_url} knows no conditional puts:"
+                        " use another store, or --single-writer where you let one job at a time write"
+                    ) from error
                 raise
         return True
 
@@ -173,9 +225,20 @@ class S3Store:
                 raise
 
     def download(self, uri: str, local: Path) -> None:
+        with_retries(
+            lambda: self._download(uri, local), retry_on=BrokenAnswerError, attempts=5, first_pause_s=0.2
+        )
+
+    def _download(self, uri: str, local: Path) -> None:
+        head = self._head(uri)
+        if head is None:
+            raise FileNotFoundError(f"{uri} does not exist")
         bucket, key = split_bucket(uri)
-        with _translated(uri, self._client):
+        with local_writes(local), _translated(uri, self._client):
             self._client.download_file(bucket, key, str(local))
+        if local.stat().st_size != head["ContentLength"]:
+            local.unlink()
+            raise BrokenAnswerError(f"reading {uri} failed: {head['ContentLength']} bytes were to come")
 
     def delete(self, uri: str) -> None:
         bucket, key = split_bucket(uri)
@@ -213,20 +276,7 @@ class S3Store:
         return S3FileSystem(**settings)
 
     def fetcher(self, uri: str, etag: str | None) -> Callable[[int, int], bytes]:
-        bucket, key = split_bucket(uri)
-        match = {} if etag is None else {"IfMatch": f'"{etag}"'}
-
-        def fetch(start: int, stop: int) -> bytes:
-            with _translated(uri, self._client):
-                answer = self._client.get_object(
-                    Bucket=bucket,
-                    Key=key,
-                    Range=f"bytes={start}-{stop - 1}",
-                    **match,  # type: ignore[arg-type]
-                )
-                return answer["Body"].read()
-
-        return fetch
+        return ObjectReader(self._client, uri, etag).range
 
     def _pages(self, uri: str, **request: str) -> Iterator[Any]:
         with _translated(uri, self._client):

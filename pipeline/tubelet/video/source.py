@@ -28,7 +28,7 @@ class CheckedFile:
 
     name = "<object>"
 
-    def __init__(self, file: BinaryIO | io.FileIO, size_bytes: int, far: bool, budget: Budget) -> None:
+    def __init__(self, file: BinaryIO, size_bytes: int, far: bool, budget: Budget) -> None:
         self._file = file
         self._size_bytes = size_bytes
         self._far = far
@@ -78,60 +78,54 @@ class CheckedFile:
 class OpenSource:
     """A source while it is open.
 
-    FFmpeg gets bytes and never a name: what an object is called must not decide how it is read, nor make
-    its neighbours part of it.
-
-    Attributes:
-        size_bytes: of the object.
-        at_hand: the whole object can be read at memory or disk speed, so that a pass over its packets is
-            cheap.
+    ``at_hand``: the whole object can be read at memory or disk speed, so that a pass over its packets is
+    cheap.
     """
 
-    def __init__(self, file: BinaryIO | io.FileIO, budget: Budget, *, at_hand: bool, owned: bool) -> None:
+    def __init__(self, file: BinaryIO | None, path: str | None, at_hand: bool, budget: Budget) -> None:
+        self.path = path
         self.at_hand = at_hand
-        self._descriptor = file.fileno() if owned and isinstance(file, io.FileIO) else None
-        with reading():
-            self.size_bytes = file.seek(0, os.SEEK_END)
-            file.seek(0)
+        self.size_bytes = self._measure(file)
         budget.check_object(self.size_bytes)
-        self._file = file
-        self._checked = CheckedFile(file, self.size_bytes, not at_hand, budget)
+        self.checked = None if file is None else CheckedFile(file, self.size_bytes, not at_hand, budget)
+
+    def _measure(self, file: BinaryIO | None) -> int:
+        with reading():
+            if file is not None:
+                return file.seek(0, os.SEEK_END)
+            assert self.path is not None
+            return os.stat(self.path).st_size
 
     def expect(self, begin: int, end: int) -> None:
         """The bytes from ``begin`` to ``end`` will be read."""
-        self._checked.expect(begin, end)
+        if self.checked is not None:
+            self.checked.expect(begin, end)
 
     def rewind(self) -> None:
         """Back to the first byte."""
-        if self._descriptor is None:
-            self._checked.seek(0)
-        else:
-            self._file.seek(0)
-
-    def head(self, size: int) -> bytes:
-        """The first bytes, FFmpeg's position left alone."""
-        with self.side_reader() as file:
-            file.seek(0)
-            return file.read(size)
+        if self.checked is not None:
+            self.checked.seek(0)
 
     @property
-    def for_ffmpeg(self) -> tuple[str | CheckedFile, dict[str, str]]:
-        """What FFmpeg opens, and with which options: a file of ours by its descriptor, which costs nothing,
-        all else through calls. No other protocol is open to it.
+    def for_ffmpeg(self) -> str | CheckedFile:
+        """What FFmpeg opens. The explicit protocol keeps a name like ``concat:a`` from being more than a
+        name.
         """
-        if self._descriptor is None:
-            return self._checked, {"protocol_whitelist": "none"}
-        return "fd:", {"protocol_whitelist": "fd", "fd": str(self._descriptor)}
+        return f"file:{self.path}" if self.checked is None else self.checked
 
     @contextmanager
-    def side_reader(self) -> Iterator[BinaryIO | io.FileIO | CheckedFile]:
+    def side_reader(self) -> Iterator[BinaryIO | CheckedFile]:
         """A second look at the bytes that leaves FFmpeg's position alone."""
-        file = self._checked if self._descriptor is None else self._file
-        position = file.tell()
+        if self.checked is None:
+            assert self.path is not None
+            with open(self.path, "rb", buffering=0) as file:
+                yield file
+            return
+        position = self.checked.tell()
         try:
-            yield file
+            yield self.checked
         finally:
-            file.seek(position)
+            self.checked.seek(position)
 
 
 @contextmanager
@@ -160,19 +154,17 @@ def open_source(source: Source, budget: Budget) -> Iterator[OpenSource]:
     """
     if isinstance(source, (str, os.PathLike)):
         with reading():
-            opened = io.FileIO(os.fspath(source))
-        with opened:
-            yield OpenSource(opened, budget, at_hand=True, owned=True)
+            path = os.path.abspath(os.fspath(source))
+            opened = OpenSource(None, path, True, budget)
+        yield opened
     elif isinstance(source, (bytes, bytearray, memoryview)):
-        yield OpenSource(io.BytesIO(source), budget, at_hand=True, owned=True)
+        yield OpenSource(io.BytesIO(source), None, True, budget)
     elif callable(source):
         with reading():
             file = source()
         with file:
-            at_hand = isinstance(file, (io.BytesIO, io.FileIO))
-            yield OpenSource(file, budget, at_hand=at_hand, owned=True)
+            yield OpenSource(file, None, isinstance(file, (io.BytesIO, io.FileIO)), budget)
     elif hasattr(source, "read"):
-        at_hand = isinstance(source, (io.BytesIO, io.BufferedReader, io.FileIO))
-        yield OpenSource(source, budget, at_hand=at_hand, owned=False)
+        yield OpenSource(source, None, isinstance(source, (io.BytesIO, io.BufferedReader, io.FileIO)), budget)
     else:
         raise TypeError(f"not a source of bytes: {type(source).__name__}")
