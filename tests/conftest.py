@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from support import S3Bucket
+from support.hostile import HostileFolder
 from tubelet.storage.local_s3 import LocalS3
 
 # Never reach for a model hub, and never send usage statistics, from a test.
@@ -40,15 +42,27 @@ def s3(s3_server: LocalS3) -> S3Bucket:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_server: LocalS3) -> Iterator[None]:
+def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> HostileFolder:
+    """A working folder whose modules nothing of ours may import."""
+    return HostileFolder(tmp_path_factory.mktemp("work") / "hostile")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: LocalS3, hostile_folder: HostileFolder) -> Iterator[None]:
     """One local Ray for the session, with 4 logical CPUs whatever the machine has.
 
-    It starts after the S3 server, so that its workers inherit the server's AWS_* variables.
+    It starts after the S3 server, so that its workers inherit the server's AWS_* variables; and it starts in
+    a hostile folder, as a person's may be.
     """
     import ray
     from tubelet_jobs.common import connect_ray
 
-    connect_ray("local", num_cpus=4)
+    # What tests send to workers lies in their own modules and in `support`.
+    tests = Path(__file__).parent
+    path = [str(tests.parent), str(tests), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with chdir(hostile_folder.path), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        connect_ray("local", num_cpus=4)
     yield
     ray.shutdown()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from typing import Annotated
@@ -49,6 +50,8 @@ for _name in JOBS:
 
 def main() -> None:
     """Entry point: runs the job named on the command line and turns errors into an exit status."""
+    # As -P, for every Python that is started below: Ray's own processes, multiprocessing's children.
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         with log_to_stderr(debug=bool(os.environ.get("TUBELET_DEBUG"))):
             app()
@@ -61,15 +64,23 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("TUBELET_DEBUG"):
             traceback.print_exc()
-        text = (str(error).strip().splitlines() or [""])[0]
-        print(
-            f"error: {type(error).__name__}: {text}\n(set TUBELET_DEBUG=1 for the traceback)", file=sys.stderr
-        )
+        print(f"error: {_in_a_line(error)}\n(set TUBELET_DEBUG=1 for the traceback)", file=sys.stderr)
         sys.exit(1)
     finally:
         # When the interpreter ends, Ray prints what it held back (a worker that died, say): the summary must
         # stay the last line of stdout.
         sys.stdout = sys.stderr
+
+
+# An error of ours in the pages of text that Ray makes of what was raised in a worker.
+_RAISED_IN_WORKER = re.compile(r"^tubelet[\w.]*\.(\w+Error): (.+)$", re.MULTILINE)
+
+
+def _in_a_line(error: Exception) -> str:
+    found = _RAISED_IN_WORKER.search(str(error))
+    if found:
+        return found[2] if found[1] == UserError.__name__ else f"{found[1]}: {found[2]}"
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+
+from tubelet_jobs.environment import forwarded, make_paths_absolute
 
 RayAddress = Annotated[
     str | None,
@@ -23,32 +26,43 @@ TrackingUri = Annotated[
 Anonymous = Annotated[bool, typer.Option("--anonymous", help="Read public buckets without credentials.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the job would do, and stop.")]
 
-# What a worker on another node needs to reach the same store and the same tracking server.
-_FORWARDED = ("AWS_", "MLFLOW_", "GOOGLE_APPLICATION_CREDENTIALS", "TUBELET_")
-
 
 def connect_ray(
     address: str | None, *, num_cpus: int | None = None, object_store_memory: int | None = None
 ) -> None:
     """Start a local Ray (``None`` or ``"local"``), or join ``address``. Does nothing when connected.
 
-    Environment variables of the store and of MLflow travel to the workers, so that a job behaves the same on
-    one machine and on many.
+    Workers import what this process imports, but nothing from the folder it was started in: they work in an
+    empty folder of ours, without which Ray would put this process's working folder and script folder on their
+    path. Local ones inherit the environment; those of a cluster are given what they need of it to reach the
+    store and the tracking server, so that a job behaves the same on one machine and on many.
     """
     import ray
 
     if ray.is_initialized():
         return
-    env_vars = {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED)}
-    ray.init(
-        address=address or "local",
-        num_cpus=num_cpus if address in (None, "local") else None,
-        object_store_memory=object_store_memory,
-        log_to_driver=False,
-        logging_level="warning",
-        include_dashboard=False if address in (None, "local") else None,
-        runtime_env={"env_vars": env_vars},
-    )
+    local = address in (None, "local")
+    make_paths_absolute(os.environ)
+    with tempfile.TemporaryDirectory(prefix="tubelet-ray-") as empty:
+        ray.init(
+            address=address or "local",
+            num_cpus=num_cpus if local else None,
+            object_store_memory=object_store_memory,
+            log_to_driver=False,
+            logging_level="warning",
+            include_dashboard=False if local else None,
+            runtime_env=_runtime_env(empty, local=local),
+        )
+
+
+def _runtime_env(empty: str, *, local: bool) -> dict[str, Any]:
+    """What workers get, less what the submitted job that this process is of gives them already."""
+    given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
+    wanted: dict[str, Any] = {} if "working_dir" in given else {"working_dir": empty}
+    # Ray writes env_vars into logs that everybody on the node may read: none where they are inherited.
+    env_vars = {} if local else forwarded(os.environ, same_machine=True)
+    missing = {name: value for name, value in env_vars.items() if name not in given.get("env_vars", {})}
+    return {**wanted, **({"env_vars": missing} if missing else {})}
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:

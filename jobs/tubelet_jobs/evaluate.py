@@ -197,7 +197,7 @@ def _publish(
 def _write_predictions(rows: Sequence[Mapping[str, Any]], bundle: ModelBundle, folder: Path) -> None:
     """A predictions table as `tubelet label` writes it, with the true labels beside."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+    from tubelet.inference.output import parquet_bytes
     from tubelet.inference.schema import RowShape, table_of
     from tubelet.inference.sink import part_name
 
@@ -208,7 +208,7 @@ def _write_predictions(rows: Sequence[Mapping[str, Any]], bundle: ModelBundle, f
         schema = schema.append(pa.field(f"score_true{suffix}", pa.float32()))
     schema = schema.append(pa.field("correct", pa.bool_()))
     folder.mkdir(parents=True)
-    pq.write_table(table_of(rows, schema), folder / part_name(0))
+    (folder / part_name(0)).write_bytes(parquet_bytes(table_of(rows, schema)))
 
 
 def _write_page(predictions: Path, page: Path, options: StorageOptions) -> None:

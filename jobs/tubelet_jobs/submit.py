@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tubelet_jobs.common import print_summary, say
+from tubelet_jobs.environment import forwarded
 
 
 def command(
@@ -38,9 +39,9 @@ def command(
         tubelet submit --address http://head:8265 -- train --recipe tiny --manifest s3://b/m --out s3://b/run1
     """
     from tubelet_jobs.remote.client import connect, follow, send
-    from tubelet_jobs.remote.plan import forwarded_env, plan_job
+    from tubelet_jobs.remote.plan import plan_job
 
-    env = forwarded_env(os.environ)
+    env = forwarded(os.environ, same_machine=False)
     plan = plan_job(job, address=address, shared=tuple(shared_fs or ()), env=env)
     say(f"{address}: tubelet {shlex.join(plan.argv)}")
     say(f"set there: {', '.join(sorted(env)) or 'nothing'}")

@@ -224,8 +224,8 @@ def test_no_videos(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="there are no videos under"):
         _index(str(tmp_path / "empty"), str(tmp_path / "m"))
-    put(str(tmp_path / "hidden"), {"_a.mp4": b"1", ".b/c.mp4": b"1"})
-    with pytest.raises(UserError, match=r"names that begin with `\.` or `_` do not count"):
+    put(str(tmp_path / "hidden"), {"_a/b.mp4": b"1", ".b/c.mp4": b"1", ".d.mp4": b"1"})
+    with pytest.raises(UserError, match=r"folders that begin with `\.` or `_` do not count"):
         _index(str(tmp_path / "hidden"), str(tmp_path / "m"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "hidden"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from support.corpus import ODD_NAMES, put, put_text
 from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.labels import LabelRow, Labels, load_labels
-from tubelet.storage import DEFAULT_OPTIONS, list_objects
+from tubelet.corpus.splits import parse_split
+from tubelet.storage import DEFAULT_OPTIONS, ObjectInfo, list_objects
+from tubelet.storage.opener import ObjectOpener
 
 
 def _load(source: str, src: str, split_column: str = "split") -> Labels:
@@ -116,6 +119,146 @@ def test_class_folders_below_split_folders(root: str) -> None:
         "train/right/b": ("right", "train"),
         "test/left/c": ("left", "test"),
     }
+
+
+@pytest.mark.parametrize("names", [("training", "validation", "testing"), ("Train", "dev", "eval")])
+def test_split_folders_go_by_many_names_and_stand_beside_others(root: str, names: tuple[str, ...]) -> None:
+    train, val, test = names
+    paths = [f"{train}/left/a", f"{val}/right/b", f"{test}/left/c", "annotations/train.csv", "spare/left/d"]
+    put(root, dict.fromkeys(paths, b"1"))
+    labels = _load("folders", root)
+    rule = parse_split(None, labels)
+    found = {}
+    for info in list_objects(root):
+        row = labels.lookup(info)
+        found[info.path] = (row.values.get("label"), rule.assign("", info.path, row).split)
+    wanted = [("left", "train"), ("right", "val"), ("left", "test"), (None, None), (None, None)]
+    assert found == dict(zip(paths, wanted, strict=True))
+    (warning,) = labels.check()
+    assert "2 objects lie beside the folders of the splits" in warning
+    assert "'annotations' (1)" in warning
+    assert "'spare' (1)" in warning
+
+
+def test_a_class_may_be_called_train(root: str) -> None:
+    put(root, dict.fromkeys(["bus/a", "car/b", "train/c"], b"1"))
+    assert {row.values["label"] for row in _join("folders", root).values()} == {"bus", "car", "train"}
+
+
+def test_one_split_folder_beside_annotations(root: str) -> None:
+    put(root, dict.fromkeys(["train/left/a", "train/right/b", "annotations/x.csv"], b"1"))
+    joined = _join("folders", root)
+    assert joined["train/left/a"] == LabelRow({"label": "left"}, split="train")
+    assert joined["annotations/x.csv"] == LabelRow()
+
+
+@pytest.mark.parametrize(
+    ("key", "label"), [("/a.mp4", None), ("/run//b.mp4", "run"), ("jump//c.mp4", "jump")]
+)
+def test_no_class_has_an_empty_name(tmp_path: Path, key: str, label: str | None) -> None:
+    """Keys of a store may hold `//` (the server of the tests makes one slash of them)."""
+    put(str(tmp_path), {"run/a.mp4": b"1"})
+    found = _load("folders", str(tmp_path)).lookup(ObjectInfo(f"s3://b/v/{key}", key, "", 1))
+    assert found.values.get("label") == label
+
+
+def test_unicode_forms_of_a_class_are_one_class(tmp_path: Path) -> None:
+    put(str(tmp_path / "v"), dict.fromkeys(["a", "b", "c"], b"1"))
+    forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    rows = [f"a,{forms[0]}", f"b,{forms[1]}", "c,tea"]
+    joined = _join(put_text(str(tmp_path / "l.csv"), "path,label", *rows), str(tmp_path / "v"))
+    assert joined["a"] == joined["b"] == LabelRow({"label": forms[0]})
+    put(str(tmp_path / "w"), {f"{forms[0]}/a": b"1", f"{forms[1]}/b": b"1"})
+    folders = _join("folders", str(tmp_path / "w")).values()
+    assert [row.values["label"] for row in folders] == [forms[0], forms[0]]
+
+
+def test_classes_that_differ_in_case_or_spaces_only_are_told(tmp_path: Path) -> None:
+    put(str(tmp_path / "v"), dict.fromkeys(["a", "b", "c", "d"], b"1"))
+    rows = ["a,run fast", "b,Run", "c,run  fast", "d,run"]
+    labels = _load(put_text(str(tmp_path / "l.csv"), "path,label", *rows), str(tmp_path / "v"))
+    for info in list_objects(str(tmp_path / "v")):
+        labels.lookup(info)
+    (warning,) = labels.check()
+    assert "'Run' and 'run'; 'run  fast' and 'run fast'" in warning
+
+
+def test_spaces_at_the_ends_of_file_names(tmp_path: Path) -> None:
+    put(str(tmp_path / "v"), dict.fromkeys([" a", "a", "b ", "c"], b"1"))
+    rows = ['" a",x', "a,y", '"b ",z', '" c ",w']
+    joined = _join(put_text(str(tmp_path / "l.csv"), "path,label", *rows), str(tmp_path / "v"))
+    assert {path: row.values["label"] for path, row in joined.items()} == {
+        " a": "x",
+        "a": "y",
+        "b ": "z",
+        "c": "w",
+    }
+
+
+def test_file_names_that_are_latin1(tmp_path: Path) -> None:
+    folder = tmp_path / "v"
+    folder.mkdir()
+    raw = os.path.join(os.fsencode(folder), b"caf\xe9 1.mp4")
+    Path(os.fsdecode(raw)).write_bytes(b"content")
+    put(str(folder), {"b.mp4": b"1"})
+    labels = put_text(str(tmp_path / "l.csv"), "path,label", "café 1.mp4,x", "b.mp4,y")
+    assert {row.values["label"] for row in _join(labels, str(folder)).values()} == {"x", "y"}
+    odd, _ = sorted(list_objects(str(folder)), key=lambda info: info.path != "caf\\udce9 1.mp4")
+    assert odd.path == "caf\\udce9 1.mp4"
+    assert odd.uri.encode().startswith(b"file:///")
+    assert ObjectOpener(odd.uri, odd.size_bytes, odd.etag)().read() == b"content"
+
+
+@pytest.mark.parametrize(
+    "header", ["Path,LABEL", "file_name,Label", "FileName,label", "video,label", "video_path,label"]
+)
+def test_ways_to_name_the_columns(tmp_path: Path, header: str) -> None:
+    put(str(tmp_path / "v"), {"a": b"1", "b": b"1"})
+    labels = put_text(str(tmp_path / "l.csv"), header, "a,x", "b,y")
+    assert _join(labels, str(tmp_path / "v"))["a"].values == {"label": "x"}
+
+
+def test_text_that_is_written_as_bytes(tmp_path: Path) -> None:
+    put(str(tmp_path / "v"), {"a": b"1", "b": b"1"})
+    columns = {"path": [b"a", b"b"], "label": ["é".encode(), b"y"], "label_more": [[b"p", b"q"], []]}
+    pq.write_table(pa.table(columns), tmp_path / "l.parquet")
+    assert _join(str(tmp_path / "l.parquet"), str(tmp_path / "v"))["a"].values == {
+        "label": "é",
+        "label_more": ["p", "q"],
+    }
+    pq.write_table(pa.table({"path": ["a", "b"], "label": [b"x", b"\xff"]}), tmp_path / "bad.parquet")
+    with pytest.raises(UserError, match="row 2: the bytes in column 'label' are no UTF-8"):
+        _load(str(tmp_path / "bad.parquet"), str(tmp_path / "v"))
+
+
+def test_one_separator_in_a_column_is_asked_about(tmp_path: Path) -> None:
+    rows = ["a,Pass|Fail", *(f"{name},{'xy'[i % 2]}" for i, name in enumerate("bcdef"))]
+    with pytest.raises(UserError, match=r"line 2: 'Pass\|Fail' is the only cell of 'label' with '\|'"):
+        _load(put_text(str(tmp_path / "l.csv"), "path,label", *rows), str(tmp_path))
+    rows[0] = "a,x|z"
+    assert _load(put_text(str(tmp_path / "l.csv"), "path,label", *rows), str(tmp_path)).heads == {
+        "label": True
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a.mp4,0\nb.mp4,1\n", "no header: its first line is 'a.mp4', like a list of SlowFast"),
+        (b"x/a.mp4 0\nx/b.mp4 1\n", "like a list of MMAction2"),
+        (b"x/frames 120 0\nx/other 80 1\n", "like a list of MMAction2"),
+        (b'[{"path": "a", "label": "x"}]', "is JSON, not a table"),
+        (b'{"path": "a", "label": "x"}\n{"path": "b", "label": "y"}\n', "is JSON Lines, not a table"),
+        (b'{"database": {"v1": {"subset": "training"}}}', "is JSON as ActivityNet has it"),
+        (b"PK\x03\x04....", "an Excel workbook or a zip archive"),
+        ("path,label\n".encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_other_formats_are_named(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "labels").write_bytes(content)
+    with pytest.raises(UserError, match=said) as caught:
+        _load(str(tmp_path / "labels"), str(tmp_path))
+    assert len(str(caught.value).splitlines()) <= 2
 
 
 def test_nothing_matches_shows_three_of_each_side(root: str) -> None:

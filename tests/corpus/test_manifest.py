@@ -22,7 +22,7 @@ from tubelet.corpus.manifest import (
     schema_with,
     write_manifest,
 )
-from tubelet.corpus.selection import class_names, select
+from tubelet.corpus.selection import class_names, select, split_counts
 
 
 def _table(**columns: Any) -> pa.Table:
@@ -78,6 +78,16 @@ def test_reader_sees_one_version_whole(root: str, monkeypatch: pytest.MonkeyPatc
     assert read_manifest(f"{root}/m").equals(_table())
 
 
+def test_relative_paths_of_another_tool_hold_in_any_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["v/0.mp4", "/v/1.mp4", "s3://b/v/2.mp4", *[f"v/{i}.mp4" for i in range(3, 8)]]
+    pq.write_table(_table(uri=names), tmp_path / "m.parquet")
+    monkeypatch.chdir(tmp_path)
+    found = read_manifest("m.parquet")["uri"].to_pylist()
+    assert found[:4] == [f"{tmp_path}/v/0.mp4", "/v/1.mp4", "s3://b/v/2.mp4", f"{tmp_path}/v/3.mp4"]
+
+
 def test_missing_manifest_says_how_to_make_one(root: str) -> None:
     with pytest.raises(
         UserError, match=r"there is no manifest at .*: make one with `tubelet index SRC --out"
@@ -96,6 +106,16 @@ def test_file_that_is_no_parquet(root: str) -> None:
     storage.write_bytes(f"{root}/m.parquet", b"path,label\n")
     with pytest.raises(UserError, match="is not a readable Parquet file"):
         read_manifest(f"{root}/m.parquet")
+
+
+def test_splits_of_other_names_are_found(tmp_path: Path) -> None:
+    names = ["training", "validation", "Test", "dev", "fold 1", None, "train", "val"]
+    column = pa.array(names, pa.string())
+    table = _table().set_column(_table().column_names.index("split"), "split", column)
+    table = table.set_column(table.column_names.index("status"), "status", pa.array(["ok"] * 8))
+    counts = {name: select(table, name).num_rows for name in ("train", "validation", "val", "eval", "fold 1")}
+    assert counts == {"train": 2, "validation": 3, "val": 3, "eval": 1, "fold 1": 1}
+    assert split_counts(table) == {"fold 1": 1, "none": 1, "test": 1, "train": 2, "val": 3}
 
 
 def test_table_of_another_tool_is_accepted(tmp_path: Path) -> None:

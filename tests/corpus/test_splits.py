@@ -101,6 +101,22 @@ def test_column_of_the_label_file(tmp_path: Path) -> None:
         rule.check({})
 
 
+def test_words_for_the_usual_splits(tmp_path: Path) -> None:
+    put(str(tmp_path / "v"), {"a": b"1"})
+    source = put_text(str(tmp_path / "l.csv"), "path,label,Subset", "a,x,Validate")
+    labels = load_labels(source, str(tmp_path / "v"), DEFAULT_OPTIONS, "subset")
+    rule = parse_split("column:subset", labels)
+    for word, split in (("Training", "train"), (" dev ", "val"), ("VALIDATION", "val"), ("eval", "test")):
+        assert rule.assign("k", "a", LabelRow(split=word)).split == split
+    assert rule.assign("k", "a", LabelRow(split="Fold 1")).split == "Fold 1"
+    assert set(_assign(_rule("training=0.5,validation=0.5"), [str(i) for i in range(50)]).values()) == {
+        "train",
+        "val",
+    }
+    with pytest.raises(UserError, match="val twice"):
+        _rule("val=0.5,dev=0.5")
+
+
 def test_column_that_is_not_there(tmp_path: Path) -> None:
     put(str(tmp_path / "v"), {"a": b"1"})
     source = put_text(str(tmp_path / "l.csv"), "path,label", "a,x")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from tubelet.config import UserError
+from tubelet_jobs.environment import forwarded, make_paths_absolute
 from tubelet_jobs.remote.client import _LogPrinter, _pack, auth_token
-from tubelet_jobs.remote.plan import JobPlan, forwarded_env, plan_job
+from tubelet_jobs.remote.plan import JobPlan, plan_job
 
 TRAIN = ["train", "--manifest", "s3://b/m", "--out", "s3://b/run"]
 SERVER = ["--tracking-uri", "http://mlflow:5000"]
@@ -97,16 +98,15 @@ def test_recipe_and_label_files_travel(tmp_path: Path) -> None:
 def test_package_is_code_and_shipped_files_only(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("batch: 4\n", "utf-8")
-    _pack(JobPlan(("train",), {"files/recipe.yaml": recipe}), tmp_path / "pack")
+    code, work = _pack(JobPlan(("train",), {"files/recipe.yaml": recipe}), tmp_path / "pack")
+    assert [path.name for path in code] == ["tubelet", "tubelet_jobs"]
     files = [path for path in (tmp_path / "pack").rglob("*") if path.is_file()]
-    names = {path.relative_to(tmp_path / "pack").as_posix() for path in files}
-    assert {
-        "tubelet_jobs/cli.py",
-        "tubelet_jobs/recipes/tiny.yaml",
-        "tubelet/config.py",
-        "files/recipe.yaml",
-    } <= names
-    assert {name.split("/")[0] for name in names} == {"tubelet_jobs", "tubelet", "files"}
+    names = {
+        path.relative_to(code[0].parent).as_posix() for path in files if path.is_relative_to(code[0].parent)
+    }
+    assert {"tubelet_jobs/cli.py", "tubelet_jobs/recipes/tiny.yaml", "tubelet/config.py"} <= names
+    assert {name.split("/")[0] for name in names} == {"tubelet_jobs", "tubelet"}
+    assert [path for path in files if path.is_relative_to(work)] == [work / "files/recipe.yaml"]
     assert not [name for name in names if "__pycache__" in name]
     assert sum(path.stat().st_size for path in files) < 5_000_000
 
@@ -120,7 +120,28 @@ def test_only_what_nodes_can_use_is_forwarded() -> None:
         "RAY_AUTH_TOKEN": "t",
         "HOME": "/home/me",
     }
-    assert set(forwarded_env(environ)) == {"AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_URI"}
+    assert set(forwarded(environ, same_machine=False)) == {"AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_URI"}
+    here = {"AWS_ACCESS_KEY_ID", "AWS_CONFIG_FILE", "AWS_PROFILE", "MLFLOW_TRACKING_URI"}
+    assert set(forwarded(environ, same_machine=True)) == here
+
+
+def test_paths_of_the_environment_hold_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    environ = {
+        "AWS_CONFIG_FILE": "config",
+        "AWS_PROFILE": "me",
+        "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
+        "PYTHONPATH": "code:/lib:",
+        "TUBELET_CACHE": "/cache",
+    }
+    make_paths_absolute(environ)
+    assert environ == {
+        "AWS_CONFIG_FILE": f"{tmp_path}/config",
+        "AWS_PROFILE": "me",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "PYTHONPATH": f"{tmp_path}/code:/lib:{tmp_path}",
+        "TUBELET_CACHE": "/cache",
+    }
 
 
 def test_token_comes_from_where_ray_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,8 @@ def test_odd_names_survive_the_round_trip(root: str) -> None:
 
 def test_hidden_names_do_not_count(root: str) -> None:
     put(root, dict.fromkeys(["a/x", ".git/x", "_tmp/x", "a/_y", "a/.z", "b/_c/d", "e_f/g.h"], b"1"))
-    assert _paths(root) == ["a/x", "e_f/g.h"]
+    put(root, dict.fromkeys(["a/_SUCCESS", "a/_committed_12", "_metadata", "c/_SUCCESS.mp4"], b"1"))
+    assert _paths(root) == ["a/_y", "a/x", "c/_SUCCESS.mp4", "e_f/g.h"]
 
 
 def test_hidden_parts_above_src_do_count(root: str) -> None:

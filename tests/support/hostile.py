@@ -12,18 +12,19 @@ PACKAGES = ("tubelet_jobs", "jobs", "support")
 class HostileFolder:
     """Modules that write their name to a file when they are imported, and raise.
 
-    Attributes:
-        path: the folder to work in.
+    Args:
+        path: the folder to work in; made here.
+        without: a package that is not there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, without: str = "") -> None:
         self.path = path
         self._marker = path / "imported.txt"
         text = f"open({str(self._marker)!r}, 'a').write(__name__ + '\\n')\nraise ImportError(__name__)\n"
         path.mkdir(parents=True, exist_ok=True)
         for name in MODULES:
             (path / f"{name}.py").write_text(text, "utf-8")
-        for name in PACKAGES:
+        for name in set(PACKAGES) - {without}:
             (path / name).mkdir()
             for file in ("__init__", "__main__"):
                 (path / name / f"{file}.py").write_text(text, "utf-8")

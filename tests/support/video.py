@@ -14,6 +14,8 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+from tubelet.video import DecodeError, Frames, Limits, ShortSide, Times, View, decode_views
+from tubelet.video.sampling import Clock, Indices
 
 from support import SHARED
 
@@ -130,3 +132,53 @@ def listed_videos() -> list[Listed]:
                     pixels = int(row.get("width") or 0) * int(row.get("height") or 0)
                     found.append(Listed(folder / row["file"], row["expect"], pixels))
     return [video for video in found if video.path.is_file()]
+
+
+@dataclass(frozen=True)
+class EveryFrame:
+    """The rule that takes all frames, or every ``step``-th."""
+
+    step: int = 1
+
+    def pick(self, clock: Clock) -> Indices:
+        """All indices of the clock."""
+        return np.arange(0, len(clock), self.step, dtype=np.int64)
+
+
+def alone_equal(source: Path | bytes, *, count: int, limits: Limits | None = None) -> list[str]:
+    """What two requests of a video disagree about: ``count`` of its frames asked for alone, some by time, and
+    stretches of neighbours, against all frames at once. Repeated last-good frames are left out.
+
+    Returns:
+        One line per disagreement; none for a video that cannot be used.
+    """
+    space = ShortSide(32)
+    try:
+        whole = decode_views(source, [View(EveryFrame(), space)], limits=limits)
+    except DecodeError:
+        return []
+    frames, times_s = whole.clips[0]
+    known = dict(zip(times_s.tolist(), frames, strict=True))
+    n = len(times_s)
+    picked = sorted({round(k * (n - 1) / max(1, count - 1)) for k in range(count)})
+    requests: list[Frames | Times] = [Frames((k,)) for k in picked]
+    requests += [Frames(tuple(range(k, min(n, k + 24)))) for k in picked[1 :: max(1, count // 4)]]
+    requests += [Times((float(times_s[k]),)) for k in picked[:: max(1, count // 4)]]
+    wrong = []
+    for rule in requests:
+        try:
+            decoded = decode_views(source, [View(rule, space)], limits=limits)
+        except DecodeError as error:
+            if whole.error is None:
+                wrong.append(f"{rule}: {error}")
+            continue
+        for time_s, pixels in zip(decoded.clips[0].times_s.tolist(), decoded.clips[0].frames, strict=True):
+            if time_s not in known:
+                wrong.append(f"{rule}: a frame at {time_s}")
+            elif not np.array_equal(pixels, known[time_s]):
+                wrong.append(f"{rule}: another picture at {time_s}")
+        if isinstance(rule, Frames) and decoded.error is None and whole.error is None:
+            expected = times_s[list(rule.indices)]
+            if not np.array_equal(decoded.clips[0].times_s, expected):
+                wrong.append(f"{rule}: other times")
+    return wrong

@@ -86,14 +86,18 @@ def send(client: JobSubmissionClient, plan: JobPlan, env: Mapping[str, str]) -> 
         The submission id.
     """
     job_id = f"tubelet-{plan.argv[0]}-{secrets.token_hex(6)}"
-    # The job's own ray.init passes the same variables on to its workers; without the override Ray takes
-    # that for a conflict.
-    variables = {**env, "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
+    variables = {**env, "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
     with tempfile.TemporaryDirectory(prefix="tubelet-submit-") as name:
-        _pack(plan, Path(name))
+        code, work = _pack(plan, Path(name))
         request = {
             "entrypoint": plan.entrypoint,
-            "runtime_env": {"working_dir": name, "env_vars": variables},
+            # Modules come before whatever the nodes have installed, on every node; the folder that the job
+            # works in holds no code.
+            "runtime_env": {
+                "py_modules": [str(path) for path in code],
+                "working_dir": str(work),
+                "env_vars": variables,
+            },
             "metadata": {"tubelet.job": plan.argv[0]},
         }
         _submit_once(client, job_id, request)
@@ -250,13 +254,17 @@ def _without_addresses() -> Iterator[None]:
         os.environ.update({name: value for name, value in held.items() if value is not None})
 
 
-def _pack(plan: JobPlan, folder: Path) -> None:
-    """The two packages and the shipped files; nothing else of a checkout."""
+def _pack(plan: JobPlan, folder: Path) -> tuple[list[Path], Path]:
+    """The two packages, nothing else of a checkout, and the folder to work in with the shipped files."""
     from tubelet import config
 
     skip = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for source in (Path(__file__).parents[1], Path(config.__file__).parent):
-        shutil.copytree(source, folder / source.name, ignore=skip)
+    code = []
+    for source in (Path(config.__file__).parent, Path(__file__).parents[1]):
+        code.append(Path(shutil.copytree(source, folder / "code" / source.name, ignore=skip)))
+    work = folder / "work"
+    work.mkdir()
     for target, source in plan.files.items():
-        (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, folder / target)
+        (work / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, work / target)
+    return code, work

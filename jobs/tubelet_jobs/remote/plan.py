@@ -27,18 +27,6 @@ _PLACES = {
 }
 # Small files that the job reads at its start: they travel with the code.
 _SHIPPED = ("recipe", "labels")
-_FORWARDED = ("AWS_", "MLFLOW_", "TUBELET_")
-# These name files or profiles of this machine, which the nodes don't have.
-_LOCAL = (
-    "AWS_PROFILE",
-    "AWS_DEFAULT_PROFILE",
-    "AWS_CONFIG_FILE",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CA_BUNDLE",
-    "MLFLOW_TRACKING_CLIENT_CERT_PATH",
-    "MLFLOW_TRACKING_SERVER_CERT_PATH",
-)
 
 
 @dataclass(frozen=True)
@@ -52,7 +40,8 @@ class JobPlan:
     @property
     def entrypoint(self) -> str:
         """The shell command that the head runs in the working folder."""
-        return shlex.join(["python", "-m", "tubelet_jobs", *self.argv])
+        # -P: the code that was sent is on PYTHONPATH, and the working folder is no place to import from.
+        return shlex.join(["python", "-P", "-m", "tubelet_jobs", *self.argv])
 
 
 def plan_job(
@@ -81,11 +70,6 @@ def plan_job(
         _check_tracking(params["tracking_uri"], address, shared)
     _check_endpoint(env, address)
     return JobPlan(tuple(_swap(word, replaced) for word in argv), files)
-
-
-def forwarded_env(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of the environment is set on the nodes as well."""
-    return {k: v for k, v in environ.items() if k.startswith(_FORWARDED) and k not in _LOCAL}
 
 
 def _parse(argv: Sequence[str]) -> dict[str, Any]:

@@ -1,134 +1,50 @@
 """Labels of the videos: from a label file, or from the names of class folders.
 
-A label file is a CSV (``,``, ``;`` or tab; UTF-8) or Parquet table with a header and one row a video:
+A label file is a CSV (``,``, ``;`` or tab; UTF-8) or Parquet table with a header and one row per video:
 
-- ``path`` (relative to SRC, or to the folder of the label file) or ``uri``, or both;
-- ``label``, and for models with several heads ``label_<head>``, one column each. A column in which any cell
-  holds ``|`` is multi-label: ``run|jump`` is the list ``[run, jump]``. An empty cell is no label;
+- ``path`` (relative to SRC, or to the folder of the label file; also called ``file_name``, ``filename``,
+  ``video`` or ``video_path``) or ``uri``, or both;
+- ``label``, and for models with several heads ``label_<head>``, one column each. A column in which cells hold
+  ``|`` is multi-label: ``run|jump`` is the list ``[run, jump]``. An empty cell is no label;
 - where present ``split`` and ``group`` (the person or the scene: a group never straddles two splits).
 
 A row names an object by its exact path or URI; failing that, the comparison is repeated with both sides in
-Unicode NFC, ``\\`` as ``/``, and without leading ``./`` or ``/``.
+Unicode NFC, ``\\`` as ``/``, without leading ``./`` or ``/``, and without spaces at the ends of the cell.
+Labels are Unicode NFC, whatever form the file or the folder has.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import posixpath
+import re
 import unicodedata
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from tubelet import storage
 from tubelet.config import UserError
+from tubelet.corpus.label_folders import FolderLabels
+from tubelet.corpus.label_source import (
+    NO_LABELS,
+    ClassNames,
+    Examples,
+    LabelRow,
+    Labels,
+    NoLabels,
+    Value,
+    composed,
+)
+from tubelet.corpus.label_table import LabelTable, read_label_table
 from tubelet.corpus.manifest import is_label_column
 from tubelet.storage import ObjectInfo, StorageOptions
 
+__all__ = ["FOLDERS", "NO_LABELS", "Examples", "FileLabels", "LabelRow", "Labels", "NoLabels", "load_labels"]
+
 SEPARATOR = "|"
 FOLDERS = "folders"
-_EXAMPLES = 3
-_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
-
-Value = str | list[str] | None
-
-
-@dataclass(frozen=True)
-class LabelRow:
-    """What is known of one video: values by label column, its group, and the column that splits go by."""
-
-    values: dict[str, Value] = field(default_factory=dict)
-    group: str | None = None
-    split: str | None = None
-
-
-NO_LABELS = LabelRow()
-
-
-class Examples:
-    """Counts names and keeps the first three, to be shown in a message."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._first: list[str] = []
-
-    def add(self, name: str) -> None:
-        self.count += 1
-        if len(self._first) < _EXAMPLES:
-            self._first.append(name)
-
-    def __str__(self) -> str:
-        return ", ".join(repr(name) for name in self._first) or "none"
-
-
-class Labels(Protocol):
-    """A source of labels."""
-
-    heads: dict[str, bool]
-    """Label columns, and whether each is multi-label."""
-    split_column: str | None
-    """The column that :attr:`LabelRow.split` was taken from, if there is one."""
-
-    def lookup(self, info: ObjectInfo) -> LabelRow:
-        """The labels of an object (``NO_LABELS`` where there are none); counts what matched."""
-        ...
-
-    def check(self) -> list[str]:
-        """Warnings, after every object was looked up.
-
-        Raises:
-            UserError: nothing matched.
-        """
-        ...
-
-
-class NoLabels:
-    """A corpus without labels."""
-
-    def __init__(self) -> None:
-        self.heads: dict[str, bool] = {"label": False}
-        self.split_column: str | None = None
-
-    def lookup(self, info: ObjectInfo) -> LabelRow:
-        del info
-        return NO_LABELS
-
-    def check(self) -> list[str]:
-        return []
-
-
-class FolderLabels:
-    """The class is the first folder below SRC; below folders ``train``, ``val``, ``test`` the second."""
-
-    def __init__(self, src: str, options: StorageOptions) -> None:
-        self.heads: dict[str, bool] = {"label": False}
-        self._src = src
-        folders = [name for name in storage.list_folders(src, options) if not storage.is_hidden(name)]
-        self._by_split = bool(folders) and all(name.lower() in _SPLIT_NAMES for name in folders)
-        self.split_column = "split" if self._by_split else None
-        self._classes: set[str] = set()
-        self._outside = Examples()
-
-    def lookup(self, info: ObjectInfo) -> LabelRow:
-        folders = info.path.split("/")[:-1]
-        split = folders.pop(0) if self._by_split and folders else None
-        if not folders:
-            self._outside.add(info.path)
-            return LabelRow(split=split)
-        self._classes.add(folders[0])
-        return LabelRow({"label": folders[0]}, split=split)
-
-    def check(self) -> list[str]:
-        if not self._classes:
-            raise UserError(
-                f"--labels folders: nothing under {self._src} lies in a class folder, for example "
-                f"{self._outside}\nput the videos of each class in a folder, or give a label file"
-            )
-        warnings = _one_class(self._classes)
-        if self._outside.count:
-            warnings.append(f"{self._outside.count} objects lie in no class folder: {self._outside}")
-        return warnings
+# One cell with the separator among so many with a label is more likely a name than two labels.
+_FEW_CELLS = 4
+_ESCAPED_BYTE = re.compile(r"\\udc([89a-f][0-9a-f])")
 
 
 class FileLabels:
@@ -141,8 +57,9 @@ class FileLabels:
             UserError: the file is missing or malformed, lacks a column, has no labels, or contradicts itself.
         """
         self.uri, self._src = uri, src
-        table = _read(uri, options)
-        self.split_column = split_column if split_column in table.columns else None
+        table = read_label_table(uri, options)
+        self._split_cells = _find_column(table.columns, split_column)
+        self.split_column = None if self._split_cells is None else split_column
         self.columns = table.columns
         self.heads = _heads(uri, table)
         self._rows: list[LabelRow] = []
@@ -156,9 +73,14 @@ class FileLabels:
         self._below = _folder_below(storage.parent(uri), src)
         self._unlabelled = Examples()
         self._objects = 0
-        self._classes: set[str] = set()
+        self._classes = ClassNames()
 
     def lookup(self, info: ObjectInfo) -> LabelRow:
+        """The row that names an object.
+
+        Raises:
+            UserError: two rows do, and disagree.
+        """
         self._objects += 1
         found = self._find(info)
         if not found:
@@ -173,10 +95,13 @@ class FileLabels:
                 )
         for number in found:
             self._matched[number] = 1
-        self._note_classes(row)
+        for head, value in row.values.items():
+            if value:
+                self._classes.add(head, [value] if isinstance(value, str) else value)
         return row
 
     def check(self) -> list[str]:
+        """See :meth:`Labels.check`."""
         matched = sum(self._matched)
         unmatched = Examples()
         for name, hit in zip(self._names, self._matched, strict=True):
@@ -188,19 +113,22 @@ class FileLabels:
             raise UserError(f"{self.uri}: {of} under {self._src}\n{sides}")
         if not self._classes:
             raise UserError(f"{self.uri}: no object under {self._src} has a label; fill the column `label`")
-        warnings = _one_class(self._classes) if len(self.heads) == 1 else []
+        warnings = self._classes.warnings()
+        if len(self.heads) > 1:
+            heads = ", ".join(name for name in self.heads if name != "label")
+            warnings.append(f"{self.uri}: labels of heads of their own, beside `label`: {heads}")
         if unmatched.count:
             warnings.append(f"{self.uri}: {matched} of {len(self._rows)} rows match an object; {sides}")
         return warnings
 
     def _add(self, place: str, cells: dict[str, Any]) -> None:
-        path, uri = _text(cells.get("path")), _text(cells.get("uri"))
+        path, uri = _name(cells.get("path")), _text(cells.get("uri"))
         if path and "://" in path:
-            path, uri = None, path
+            path, uri = None, _text(path)
         if not path and not uri:
             raise UserError(f"{self.uri}, {place}: neither path nor uri is given")
         values = {name: _value(cells.get(name), many) for name, many in self.heads.items()}
-        split = _text(cells.get(self.split_column)) if self.split_column else None
+        split = _text(cells.get(self._split_cells)) if self._split_cells else None
         row = LabelRow(values, _text(cells.get("group")), split)
         names = [(self._by_path, path)] if path else []
         if uri:
@@ -225,17 +153,20 @@ class FileLabels:
         if self._below is not None:
             exact.append(self._by_path.get(self._below + info.path))
         found = [number for number in dict.fromkeys(exact) if number is not None]
-        return found or self._by_plain.get(_plain(info.path), [])
+        if found:
+            return found
+        # A row whose cell has spaces at its ends names the object with the spaces first.
+        return [
+            number
+            for number in self._by_plain.get(_plain(_latin1(info.path)), [])
+            if not (self._matched[number] and self._names[number] != self._names[number].strip())
+        ]
 
     def _plain_names(self) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
         for name, number in self._by_path.items():
-            found.setdefault(_plain(name), []).append(number)
+            found.setdefault(_plain(_latin1(name.strip())), []).append(number)
         return found
-
-    def _note_classes(self, row: LabelRow) -> None:
-        for value in row.values.values():
-            self._classes.update([value] if isinstance(value, str) else value or ())
 
 
 def load_labels(source: str | None, src: str, options: StorageOptions, split_column: str = "split") -> Labels:
@@ -251,80 +182,9 @@ def load_labels(source: str | None, src: str, options: StorageOptions, split_col
     return FileLabels(storage.normalise_uri(source), src, options, split_column)
 
 
-@dataclass(frozen=True)
-class _Table:
-    columns: list[str]
-    rows: list[tuple[str, dict[str, Any]]]
-    """Where each row stands in the file (for messages), and its cells."""
-    many: set[str]
-    """Columns that are lists already."""
-
-
-def _read(uri: str, options: StorageOptions) -> _Table:
-    try:
-        data = storage.read_bytes(uri, options)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no label file {uri}: check --labels (or give --labels folders)") from error
-    except OSError as error:
-        raise UserError(f"cannot read the label file {uri}: {error.strerror or error}") from error
-    return _read_parquet(uri, data) if data[:4] == b"PAR1" else _read_csv(uri, data)
-
-
-def _read_parquet(uri: str, data: bytes) -> _Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{uri} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
-    useful = [
-        n for n in table.column_names if not pa.types.is_nested(table.schema.field(n).type) or _wanted(n)
-    ]
-    table = table.select(useful)
-    many = {n for n in useful if pa.types.is_nested(table.schema.field(n).type)}
-    rows = [(f"row {i + 1}", row) for i, row in enumerate(table.to_pylist())]
-    return _Table(useful, rows, many)
-
-
-def _wanted(name: str) -> bool:
-    return is_label_column(name) or name in ("path", "uri", "group", "split")
-
-
-def _read_csv(uri: str, data: bytes) -> _Table:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{uri} is not UTF-8 (byte {error.start}): save it as UTF-8 CSV") from error
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        columns = [name.strip() for name in next(rows, [])]
-        body = [(rows.line_num, cells) for cells in rows if any(cell.strip() for cell in cells)]
-    except csv.Error as error:
-        raise UserError(f"{uri}, line {rows.line_num}: {error}") from error
-    return _Table(columns, _as_dicts(uri, columns, body), set())
-
-
-def _as_dicts(
-    uri: str, columns: list[str], body: list[tuple[int, list[str]]]
-) -> list[tuple[str, dict[str, Any]]]:
-    for line, cells in body:
-        if len(cells) != len(columns):
-            raise UserError(
-                f"{uri}, line {line}: {len(cells)} cells under {len(columns)} columns; "
-                "quote paths and labels that hold the delimiter"
-            )
-    return [(f"line {line}", dict(zip(columns, cells, strict=True))) for line, cells in body]
-
-
-def _heads(uri: str, table: _Table) -> dict[str, bool]:
+def _heads(uri: str, table: LabelTable) -> dict[str, bool]:
     """Label columns, ``label`` first, and whether each is multi-label."""
     columns = table.columns
-    twice = sorted({name for name in columns if columns.count(name) > 1 and name})
-    if twice:
-        raise UserError(f"{uri}: the column {twice[0]!r} stands there twice; rename one")
     if "path" not in columns and "uri" not in columns:
         raise UserError(f"{uri} has neither a column `path` nor `uri`; its columns are {_quote(columns)}")
     names = sorted((n for n in columns if is_label_column(n)), key=lambda n: (n != "label", n))
@@ -332,17 +192,36 @@ def _heads(uri: str, table: _Table) -> dict[str, bool]:
         raise UserError(f"{uri} has no column `label` (or `label_<head>`); its columns are {_quote(columns)}")
     if not any(_text(cells.get(name)) for _, cells in table.rows for name in names):
         raise UserError(f"{uri} has no labels: every cell of {_quote(names)} is empty")
-    split = {n for n in names if any(SEPARATOR in (_text(cells.get(n)) or "") for _, cells in table.rows)}
-    return {"label": False} | {name: name in table.many or name in split for name in names}
+    return {"label": False} | {name: name in table.many or _is_split(uri, table, name) for name in names}
+
+
+def _is_split(uri: str, table: LabelTable, name: str) -> bool:
+    """Whether the cells of a column hold several labels each.
+
+    Raises:
+        UserError: one cell alone looks so, and may as well be a name with ``|`` in it.
+    """
+    cells = [(place, text) for place, row in table.rows if (text := _text(row.get(name)))]
+    several = [(place, text) for place, text in cells if SEPARATOR in text]
+    if len(several) == 1 and len(cells) > _FEW_CELLS:
+        place, text = several[0]
+        if not {part.strip() for part in text.split(SEPARATOR)} & {other for _, other in cells}:
+            raise UserError(
+                f"{uri}, {place}: {text!r} is the only cell of {name!r} with {SEPARATOR!r}, which parts "
+                f"labels\nwrite a label without it, or the labels of each video as lists in a Parquet file"
+            )
+    return bool(several)
 
 
 def _value(cell: Any, many: bool) -> Value:
     if isinstance(cell, (list, tuple)):
-        return [text for text in map(_text, cell) if text]
+        return [composed(text) for text in map(_text, cell) if text]
     text = _text(cell)
-    if text is None or not many:
-        return text
-    return [part.strip() for part in text.split(SEPARATOR) if part.strip()]
+    if text is None:
+        return None
+    return (
+        [part.strip() for part in composed(text).split(SEPARATOR) if part.strip()] if many else composed(text)
+    )
 
 
 def _text(cell: Any) -> str | None:
@@ -352,21 +231,32 @@ def _text(cell: Any) -> str | None:
     return str(cell).strip() or None
 
 
+def _name(cell: Any) -> str | None:
+    """A cell that names a file, with the spaces that it begins or ends with; None for an empty one."""
+    return None if _text(cell) is None else str(cell)
+
+
+def _latin1(path: str) -> str:
+    """Bytes of file names that are no UTF-8, read as Latin-1, as those who wrote them did."""
+    return _ESCAPED_BYTE.sub(lambda found: chr(int(found[1], 16)), path) if "\\udc" in path else path
+
+
 def _plain(path: str) -> str:
     text = unicodedata.normalize("NFC", path).replace("\\", "/").lstrip("/")
     return posixpath.normpath(text)
+
+
+def _find_column(columns: list[str], name: str) -> str | None:
+    """The column called ``name``, failing that in another case."""
+    if name in columns:
+        return name
+    return next((column for column in columns if column.casefold() == name.casefold()), None)
 
 
 def _folder_below(base: str, src: str) -> str | None:
     """``x/`` where ``src`` is ``base/x``: paths relative to the label file's folder begin with it."""
     prefix = base.rstrip("/") + "/"
     return src[len(prefix) :] + "/" if src.startswith(prefix) and src != prefix else None
-
-
-def _one_class(classes: set[str]) -> list[str]:
-    if len(classes) > 1:
-        return []
-    return [f"all labels are of one class, {next(iter(classes))!r}: there is nothing to train on yet"]
 
 
 def _show(row: LabelRow) -> str:

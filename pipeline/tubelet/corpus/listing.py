@@ -126,5 +126,6 @@ def _nothing_listed(src: str, include: str | None) -> UserError:
     if include is not None:
         return UserError(f"no object under {src} matches --include {include!r}: check the pattern")
     return UserError(
-        f"there are no videos under {src}: names that begin with `.` or `_` do not count; check the path"
+        f"there are no videos under {src}: names that begin with `.` and folders that begin with `.` or `_` "
+        "do not count; check the path"
     )

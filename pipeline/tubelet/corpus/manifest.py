@@ -25,10 +25,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tubelet import storage
+from tubelet._version import SCHEMA_KEY, SCHEMA_VERSION
 from tubelet.config import UserError
 from tubelet.corpus.digests import digests
 from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
-from tubelet.storage.pinned import ParquetSource, open_pinned, retry_if_changed
+from tubelet.storage.pinned import ParquetSource, checked, open_pinned, retry_if_changed
 
 STATUSES = ("ok", "error", "gone")
 # Readers need these; any other column of the schema is filled with nulls where a manifest lacks it.
@@ -143,7 +144,8 @@ def manifest_writer(
     Args:
         made_from: what an update needs to know again; kept in the file's metadata as JSON.
     """
-    schema = schema.with_metadata({_METADATA_KEY: json.dumps(dict(made_from or {})).encode()})
+    made = json.dumps(dict(made_from or {}))
+    schema = schema.with_metadata({_METADATA_KEY: made, SCHEMA_KEY: str(SCHEMA_VERSION)})
     with tempfile.TemporaryDirectory(prefix="tubelet-") as folder:
         local = Path(folder) / "manifest.parquet"
         with pq.ParquetWriter(local, schema, compression="zstd") as writer:
@@ -258,7 +260,7 @@ def _open(root: str, options: StorageOptions) -> ParquetSource:
         place = root
         filesystem, path = storage.filesystem(place, options)
         dataset = ds.dataset(path, filesystem=filesystem, format="parquet")
-        return ParquetSource.of_dataset(dataset)
+        return checked(ParquetSource.of_dataset(dataset), place)
     except (storage.ObjectChangedError, UserError):  # of the store, not of the file
         raise
     except (pa.ArrowInvalid, OSError) as error:
@@ -282,7 +284,19 @@ def _conform(table: pa.Table, root: str) -> pa.Table:
             if field.name not in table.column_names:
                 zero = pa.scalar(0, pa.int32()) if field.name == "segment" else pa.scalar(None, field.type)
                 table = table.append_column(field, pa.repeat(zero, table.num_rows))
-    return table
+    return _with_absolute_uris(table)
+
+
+def _with_absolute_uris(table: pa.Table) -> pa.Table:
+    """Relative paths, which another tool may have written, mean this process's working folder: say which."""
+    if "uri" not in table.column_names:
+        return table
+    uris = table["uri"]
+    absolute = pc.or_(pc.starts_with(uris, "/"), pc.match_substring(uris, "://"))
+    if pc.all(absolute).as_py() is not False:
+        return table
+    named = [uri and storage.normalise_uri(uri) for uri in uris.to_pylist()]
+    return table.set_column(table.column_names.index("uri"), "uri", pa.array(named, uris.type))
 
 
 def _label_type(kind: pa.DataType) -> pa.DataType:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from tubelet.config import UserError
 from tubelet.corpus.manifest import label_columns, read_manifest
+from tubelet.corpus.split_names import normalise_split
 
 
 def _has_label(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -44,7 +45,7 @@ def select(
         keep = pc.and_(keep, pc.equal(table.column("status"), status))
     usable = table.filter(keep)
     if split is not None:
-        keep = pc.and_(keep, pc.fill_null(pc.equal(table.column("split"), split), False))
+        keep = pc.and_(keep, pc.fill_null(pc.equal(split_names(table), normalise_split(split)), False))
     if labelled is not None:
         has = _has_label(table.column(head))
         keep = pc.and_(keep, has if labelled else pc.invert(has))
@@ -71,8 +72,18 @@ def split_counts(table: pa.Table, head: str = "label", labelled: bool | None = N
     if labelled is not None:
         has = _has_label(table.column(head))
         table = table.filter(has if labelled else pc.invert(has))
-    counts = pc.value_counts(pc.fill_null(table.column("split"), "none")).to_pylist()
+    counts = pc.value_counts(pc.fill_null(split_names(table), "none")).to_pylist()
     return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: item["values"])}
+
+
+def split_names(table: pa.Table) -> pa.ChunkedArray:
+    """The column ``split``, with one name for each of the usual splits (``validation`` is ``val``)."""
+    column = table.column("split")
+    names = [name for name in pc.unique(column).to_pylist() if name is not None]
+    if all(normalise_split(name) == name for name in names):
+        return column
+    values = [None if name is None else normalise_split(name) for name in column.to_pylist()]
+    return pa.chunked_array([pa.array(values, pa.string())])
 
 
 def label_values(table: pa.Table, head: str = "label") -> pa.ChunkedArray:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from tubelet.config import UserError
 from tubelet.corpus.labels import Examples, LabelRow, Labels
+from tubelet.corpus.split_names import normalise_split
 
 DEFAULT_FRACTIONS = "train=0.8,val=0.1,test=0.1"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -90,8 +91,9 @@ class ColumnSplit:
             )
 
     def assign(self, key: str, path: str, row: LabelRow) -> Assigned:
+        """See :meth:`SplitRule.assign`."""
         del key, path
-        return Assigned(row.split, row.group)
+        return Assigned(None if row.split is None else normalise_split(row.split), row.group)
 
     def check(self, counts: dict[str, int]) -> list[str]:
         if not counts:
@@ -159,7 +161,8 @@ def parse_split(spec: str | None, labels: Labels) -> SplitRule:
 def _parse_fractions(spec: str) -> dict[str, float]:
     fractions: dict[str, float] = {}
     for part in spec.split(","):
-        name, sep, text = (piece.strip() for piece in part.partition("="))
+        written, sep, text = (piece.strip() for piece in part.partition("="))
+        name = normalise_split(written)
         if not sep or not _NAME.fullmatch(name) or name in fractions:
             raise _bad_spec(
                 spec, f"{part.strip()!r} is not NAME=FRACTION" if name not in fractions else f"{name} twice"

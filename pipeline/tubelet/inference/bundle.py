@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from tubelet import storage
+from tubelet._version import NewerSchemaError
 from tubelet.clips import ClipSpec
 from tubelet.config import UserError
 from tubelet.storage import StorageOptions
@@ -151,6 +152,8 @@ class ModelBundle:
         try:
             model, metadata = load_model(path, device)
             labels, clip = metadata.pop("labels"), metadata.pop("clip")
+        except NewerSchemaError as error:
+            raise UserError(str(error).replace(str(path), source)) from error
         except (ValueError, KeyError) as error:
             raise UserError(
                 f"{source} is no model of tubelet ({error}): give a train --out folder, "

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tubelet import storage
+from tubelet._version import SCHEMA_KEY, SCHEMA_VERSION
 from tubelet.config import UserError
 from tubelet.storage import StorageOptions, with_retries
 from tubelet.storage.pinned import ParquetSource, open_pinned, retry_if_changed
@@ -27,7 +28,9 @@ _MOVING_TO = "moving_to"
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """``table`` as a Parquet file."""
+    """``table`` as a Parquet file of this version of the schema."""
+    metadata = {**(table.schema.metadata or {}), SCHEMA_KEY.encode(): str(SCHEMA_VERSION)}
+    table = table.replace_schema_metadata(metadata)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()

@@ -19,8 +19,15 @@ class VideoClassifier(PythonModel):  # type: ignore[misc]  # mlflow is not follo
 
     def load_context(self, context: Any) -> None:
         """Read weights, label names and preprocessing from the one file."""
-        from tubelet.inference.bundle import ModelBundle
+        try:
+            from tubelet.inference.bundle import ModelBundle
+        except ImportError as error:
+            import tubelet
 
+            raise ImportError(
+                f"this model brings its own tubelet, and another was imported before ({tubelet.__file__}) "
+                f"that does not fit: load the model first, or in a process of its own ({error})"
+            ) from error
         self._bundle = ModelBundle.load(context.artifacts["weights"])
         self._decoders: dict[str, Any] = {}
 

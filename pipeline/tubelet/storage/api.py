@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,30 +18,54 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 
+# What other tools put beside data, in the same folder: Hadoop's and Databricks' commits, Parquet's summaries.
+_MARKER = re.compile(r"_(success|failure|metadata|common_metadata|(committed|started)_\w+)", re.IGNORECASE)
+
+
 def list_objects(
-    src: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS, include: str | None = None
+    src: str | os.PathLike[str],
+    options: StorageOptions = DEFAULT_OPTIONS,
+    include: str | None = None,
+    *,
+    on_skipped: Callable[[ObjectInfo], None] = lambda info: None,
 ) -> Iterator[ObjectInfo]:
     """Every object under ``src``, page by page; ``src`` may also name one object.
 
-    Skipped: names that begin with ``.`` or ``_`` in any part of the path below ``src``, and the empty objects
-    named ``…/`` with which some tools mark folders.
+    Skipped: what :func:`is_hidden` names, and what ``include`` does not match. The empty objects named
+    ``…/`` with which some tools mark folders are none.
 
     Args:
+        src: a folder, a prefix or a bucket.
+        options: how to reach the store.
         include: a glob on the path relative to ``src`` (``*`` also crosses ``/``; case counts), or on the
             file's name where the glob holds no ``/``.
+        on_skipped: called with each object that is skipped.
+
+    Yields:
+        The objects, in the order of the store.
 
     Raises:
         UserError: ``src`` does not exist, access is denied, or the store cannot be reached.
     """
     root = normalise_uri(src)
     for info in store_for(root, options).walk(root):
-        if not is_hidden(info.path) and (include is None or matches(info.path, include)):
+        if is_hidden(info.path) or (include is not None and not matches(info.path, include)):
+            on_skipped(info)
+        else:
             yield info
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a part of ``path`` begins with ``.`` or ``_``."""
-    return path.startswith((".", "_")) or "/." in path or "/_" in path
+    """Whether an object is none of a corpus by its path relative to it.
+
+    That is what lies in a folder whose name begins with ``.`` or ``_`` (``.`` and ``..``, which keys of a
+    store may hold, are no such names), what begins with ``.`` itself, and markers such as ``_SUCCESS``. A
+    name like ``_vzHWdv5F1U.mp4`` is a YouTube id.
+    """
+    *folders, name = path.split("/")
+    if name.startswith(".") or _MARKER.fullmatch(name):
+        return True
+    return any(folder.startswith((".", "_")) and folder not in (".", "..") for folder in folders)
 
 
 def matches(path: str, glob: str) -> bool:

@@ -13,6 +13,7 @@ import stat as stat_bits
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+from urllib.parse import quote
 
 from tubelet.config import UserError
 from tubelet.storage.base import (
@@ -190,7 +191,16 @@ def _describe(entry: os.DirEntry[str], path: str) -> ObjectInfo | None:
         status = entry.stat(follow_symlinks=False)
     if not stat_bits.S_ISREG(status.st_mode) and not stat_bits.S_ISLNK(status.st_mode):
         return None
-    return ObjectInfo(_utf8(entry.path), _utf8(path), local_etag(status), status.st_size)
+    return ObjectInfo(_uri(entry.path), _utf8(path), local_etag(status), status.st_size)
+
+
+def _uri(path: str) -> str:
+    """The path; a ``file://`` URI where it is not UTF-8, which a table can hold and which can be opened."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return "file://" + quote(os.fsencode(path))
+    return path
 
 
 def _utf8(name: str) -> str:

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from tubelet._version import NewerSchemaError, check_schema_version
+from tubelet.config import UserError
 from tubelet.storage.base import ObjectInfo, StorageOptions
 from tubelet.storage.errors import ObjectChangedError
 from tubelet.storage.opener import ObjectOpener
@@ -56,9 +58,23 @@ def open_pinned(found: ObjectInfo, options: StorageOptions) -> ParquetSource:
 
     Raises:
         ObjectChangedError: it was replaced; also from what reads it.
+        UserError: a newer tubelet wrote it, otherwise than this one can read.
     """
     pinned = ObjectOpener(found.uri, found.size_bytes, found.etag, options)()
-    return ParquetSource.of_file(pq.ParquetFile(pinned, pre_buffer=True))
+    return checked(ParquetSource.of_file(pq.ParquetFile(pinned, pre_buffer=True)), found.uri)
+
+
+def checked(source: ParquetSource, uri: str) -> ParquetSource:
+    """``source``, which lies at ``uri``, if this tubelet can read its version of the schema.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        check_schema_version(source.schema.metadata, uri)
+    except NewerSchemaError as error:
+        raise UserError(str(error)) from error
+    return source
 
 
 def retry_if_changed(read: Callable[[], _T]) -> _T:

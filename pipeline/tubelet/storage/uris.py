@@ -27,7 +27,8 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
         parts = urlsplit(text.replace("?", "%3F").replace("#", "%23"))
         if parts.netloc not in ("", "localhost"):
             raise UserError(f"{text!r} names the host {parts.netloc!r}: write file:///PATH for a local file")
-        return os.path.abspath(unquote(parts.path))
+        # Bytes that are no UTF-8 become what Python makes of them in file names.
+        return os.path.abspath(unquote(parts.path, errors="surrogateescape"))
     scheme, sep, _ = text.partition("://")
     if sep and scheme.isalnum():
         raise UserError(

@@ -282,9 +282,11 @@ def _write_state(folder: Path, store: RunStore) -> None:
 
 
 def _start_watchdog(folder: Path, owner: str) -> subprocess.Popen[str] | None:
+    paths = json.dumps([os.path.abspath(path) for path in sys.path])
     with suppress(OSError):
         return subprocess.Popen(
-            [sys.executable, str(_WATCHDOG), str(folder), owner],
+            # -P: neither the watchdog's own folder nor the working folder is on its path.
+            [sys.executable, "-P", str(_WATCHDOG), str(folder), owner, paths],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,6 +1,7 @@
 """Outlives the driver: when that dies without a word, sends what it left and marks its run KILLED.
 
-Started as ``python watchdog.py SPOOL OWNER`` with a pipe from the driver as stdin, whose end is the driver's.
+Started as ``python -P watchdog.py SPOOL OWNER PATH`` with a pipe from the driver as stdin, whose end is the
+driver's; PATH is the driver's ``sys.path`` as JSON.
 Until then it is a bare interpreter of some 10 MB. It reads the spool only, never a bucket.
 """
 
@@ -19,7 +20,6 @@ def main(folder: Path, owner: str) -> None:
     words = sys.stdin.read().split()
     if "done" in words or not (folder / "state.json").exists():
         return
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from tubelet.tracking.flush import flush_spool
     from tubelet.tracking.spool import now_ms, read_journal
 
@@ -34,6 +34,5 @@ def main(folder: Path, owner: str) -> None:
 
 
 if __name__ == "__main__":
-    # Running this file by path puts its folder first on the path, where `registry` and others would be found.
-    sys.path.pop(0)
+    sys.path[:] = json.loads(sys.argv[3])  # imports what the driver imports
     main(Path(sys.argv[1]), sys.argv[2])

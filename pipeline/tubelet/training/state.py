@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tubelet._version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 from tubelet.inference.bundle import ModelBundle
 from tubelet.training.job import TrainJob
 from tubelet.training.optim import Ema, clip_gradients, freeze_backbone, make_optimiser, set_lr
@@ -125,9 +126,11 @@ class TrainState:
         metadata = {**self.job.metadata, **notes, "step": self.step}
         bundle = ModelBundle(model, self.job.labels, self.job.spec, self.recipe.multilabel, metadata)
 
+        head = {"step": str(self.step), SCHEMA_KEY: str(SCHEMA_VERSION)}
+
         def write(folder: Path) -> None:
             bundle.save(folder)
-            save_file(state, folder / STATE_FILE, metadata={"step": str(self.step)})
+            save_file(state, folder / STATE_FILE, metadata=head)
             (folder / RECORDS_FILE).write_text(json.dumps(unflushed), "utf-8")
 
         return write
@@ -184,6 +187,7 @@ class TrainState:
 
 def _read(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt", device="cpu") as file:
+        check_schema_version(file.metadata(), str(path))
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 

@@ -4,6 +4,7 @@ Needs PyAV and NumPy only. :func:`decode_clip` and :func:`decode_views` decode h
 decodes in a child process that no file can take down with it.
 """
 
+from tubelet.video.content import Content
 from tubelet.video.decode import Clip, Decoded, decode_clip, decode_views, probe
 from tubelet.video.errors import DecodeError, DecoderStartError
 from tubelet.video.framing import Box, JitterCrop, Placement, ResizedCrop, ShortSide, SpaceRule, Stretch
@@ -30,6 +31,7 @@ __all__ = [
     "Box",
     "Clip",
     "Clock",
+    "Content",
     "DecodeError",
     "Decoded",
     "DecoderStartError",

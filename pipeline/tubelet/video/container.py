@@ -8,24 +8,16 @@ from fractions import Fraction
 from typing import Any
 
 import av
-from av.stream import Discard, Disposition
+from av.stream import Discard
 
+from tubelet.video.content import HEAD_BYTES, recognise
 from tubelet.video.errors import DecodeError
+from tubelet.video.formats import ALLOWED, PICTURES
 from tubelet.video.limits import Budget
 from tubelet.video.source import OpenSource, Source, open_source
+from tubelet.video.tracks import choose_stream, is_item
 
-# Demuxers that open further files or addresses named inside the file: a bucket's object must not reach those.
-_NESTING = {
-    "applehttp", "avisynth", "concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp",
-    "tedcaptions", "vapoursynth", "webm_dash_manifest", "libcdio", "image2", "alias_pix", "brender_pix",
-}  # fmt: skip
-
-
-def _readable_formats() -> str:
-    return ",".join(sorted(name for name in av.formats_available if name not in _NESTING))
-
-
-_OPTIONS = {"format_whitelist": _readable_formats()}
+_OPTIONS = {"format_whitelist": ",".join(sorted(ALLOWED))}
 
 # FFmpeg says in its log alone that it concealed damage. With no level set PyAV does not even count what is
 # logged.
@@ -65,8 +57,32 @@ class Video:
                 other.discard = Discard.all
 
     @property
+    def format_name(self) -> str:
+        """FFmpeg's name of the container's format."""
+        return str(self.container.format.name)
+
+    @property
+    def is_picture_file(self) -> bool:
+        """Whether files of this format hold one picture as a rule: a count of one then means a still."""
+        return self.format_name in PICTURES | {"gif", "apng", "mjpeg", "jpegxl_anim"} or is_item(
+            self.stream, self.source
+        )
+
+    def is_still(self, pictures: int | None) -> bool:
+        """Whether a file with so many ``pictures`` (None: not known) is a still and no video.
+
+        A second picture in a file for single pictures is another view or size of it. An animated WebP is a
+        video, whether it decodes or not.
+        """
+        if pictures is None or not self.is_picture_file:
+            return False
+        if self.format_name == "webp_pipe" and b"ANIM" in self.source.head(64):
+            return False
+        return pictures <= (2 if self.format_name in PICTURES else 1)
+
+    @property
     def is_mov(self) -> bool:
-        return str(self.container.format.name).startswith("mov,")
+        return self.format_name.startswith("mov,")
 
     def demux(self) -> Iterator[Any]:
         """Packets of the stream from where the container stands, without the empty one at the end.
@@ -103,7 +119,12 @@ def open_video(source: Source, budget: Budget) -> Iterator[Video]:
         container = _open_container(opened)
         video: Video | None = None
         try:
-            stream = _choose(list(container.streams.video))
+            index, read = choose_stream(container, opened)
+            if read:
+                container.close()
+                opened.rewind()
+                container = _open_container(opened)
+            stream = container.streams[index]
             budget.check_picture(stream.codec_context.width, stream.codec_context.height)
             video = Video(container, stream, opened, budget)
             yield video
@@ -112,37 +133,19 @@ def open_video(source: Source, budget: Budget) -> Iterator[Video]:
 
 
 def _open_container(opened: OpenSource) -> Any:
+    file, options = opened.for_ffmpeg
     try:
-        return av.open(opened.for_ffmpeg, container_options=_OPTIONS, metadata_errors="replace")
+        return av.open(file, container_options={**_OPTIONS, **options}, metadata_errors="replace")
     except DecodeError:
         raise
     except MemoryError as error:
         raise DecodeError("out_of_memory", "no memory left to open the file") from error
-    except FileNotFoundError as error:
-        raise DecodeError("not_found", f"no such file: {opened.path}") from error
-    except PermissionError as error:
-        raise DecodeError("io_error", f"cannot be read: {opened.path}") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise DecodeError("open_error", f"no container that can be read: {_reason(error)}") from error
+        content = recognise(opened.head(HEAD_BYTES))
+        raise DecodeError(
+            "open_error", f"no container that can be read: {_reason(error)}", content
+        ) from error
 
 
 def _reason(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error)
-
-
-def _choose(streams: list[Any]) -> Any:
-    """The largest picture by area, the default flag breaking ties; a cover picture only where there is no
-    video.
-    """
-    if not streams:
-        raise DecodeError("no_video_stream", "no picture track")
-    films = [s for s in streams if not s.disposition & Disposition.attached_pic] or streams
-    decodable = [s for s in films if s.codec_context is not None]
-    if not decodable:
-        raise DecodeError("no_decoder", "the picture track's codec is not known to this FFmpeg")
-    return max(decodable, key=_rank)
-
-
-def _rank(stream: Any) -> tuple[int, bool, int]:
-    codec = stream.codec_context
-    return codec.width * codec.height, bool(stream.disposition & Disposition.default), -stream.index

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tubelet.video.container import Video, open_video
+from tubelet.video.content import Content
 from tubelet.video.engine import DamageError, IndexedDecoder, SequentialDecoder, TableMismatchError
 from tubelet.video.errors import ClipError, DecodeError
 from tubelet.video.framing import Box, Placement, ShortSide
@@ -126,7 +127,7 @@ def probe(source: Source, *, deadline_s: float | None = None, limits: Limits | N
             deadline_s, limits.memory_bytes, limits.max_frames, limits.max_pixels, limits.max_object_bytes
         )
     with _typed_errors(), open_video(source, Budget(limits)) as video:
-        table = build_table(video, scan=video.source.at_hand)
+        table = build_table(video, scan=video.source.at_hand or video.is_picture_file)
         if table is not None and not table.indexed and table.packets is None:
             video.reopen()
         decoder = SequentialDecoder(video, table)
@@ -137,7 +138,15 @@ def probe(source: Source, *, deadline_s: float | None = None, limits: Limits | N
         clock = table.clock() if table is not None and table.trusted and len(table.shown) else None
         start_s = float(_ticks([(frame.pts, frame.dts)], video)[0] * video.time_base)
         shape = _shape(video, frame)
-        return describe(video, table=table, clock=clock, shape=shape, frame=frame, start_s=start_s)
+        return describe(
+            video,
+            table=table,
+            clock=clock,
+            shape=shape,
+            frame=frame,
+            start_s=start_s,
+            still=video.is_still(None if table is None else len(table.shown)),
+        )
 
 
 @contextmanager
@@ -162,11 +171,11 @@ def _new_memory(size_bytes: int) -> Pixels:
 
 
 def _no_frame(video: Video, errors: int) -> DecodeError:
+    content = Content.STILL if video.is_still(1) else None
     if errors or video.broken:
-        return DecodeError(
-            "decode_error", f"no frame decodes ({video.broken or f'{errors} packets do not decode'})"
-        )
-    return DecodeError("zero_frames", "holds no frame")
+        reason = video.broken or f"{errors} packets do not decode"
+        return DecodeError("decode_error", f"no frame decodes ({reason})", content)
+    return DecodeError("zero_frames", "holds no frame", content)
 
 
 def _shape(video: Video, frame: Any) -> Shape:
@@ -341,7 +350,13 @@ class _Pass:
     ) -> Decoded:
         assert gallery.shape is not None
         info = describe(
-            self._video, table=table, clock=clock, shape=gallery.shape, frame=gallery.frame, start_s=start_s
+            self._video,
+            table=table,
+            clock=clock,
+            shape=gallery.shape,
+            frame=gallery.frame,
+            start_s=start_s,
+            still=self._video.is_still(len(table.shown)),
         )
         clips = [Clip(c, clock.times_s[p]) for c, p in zip(gallery.clips, picks, strict=True)]
         return Decoded(clips, info, error)

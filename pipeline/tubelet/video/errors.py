@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tubelet.video.content import Content
+
 
 class DecodeError(Exception):
     """A video, or the part of it that was asked for, cannot be decoded.
@@ -26,13 +28,16 @@ class DecodeError(Exception):
     ==================  ==========================================================================
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, content: Content | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.content = content
+        """What the object was recognised as, where it is no video: ``audio``, ``text``, ``still``, ...; None
+        where it may be a video, broken or not."""
 
-    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
-        return type(self), (self.code, self.message)
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str, Content | None]]:
+        return type(self), (self.code, self.message, self.content)
 
 
 class ClipError(ValueError):

@@ -52,6 +52,9 @@ class VideoInfo:
     interlaced: bool
     color_space: int
     color_range: int
+    still: bool = False
+    """One picture in a file of a kind made for pictures (JPEG, PNG, WebP, AVIF, HEIC, a GIF of one frame):
+    no video. A film of one frame is none."""
 
 
 def describe(
@@ -62,6 +65,7 @@ def describe(
     shape: Shape,
     frame: Any,
     start_s: float,
+    still: bool = False,
 ) -> VideoInfo:
     """Sum up an open video from a frame of it, and from its table and clock where they are known."""
     fps, vfr = _rate(video, clock)
@@ -87,6 +91,7 @@ def describe(
         interlaced=bool(frame.interlaced_frame),
         color_space=int(frame.colorspace),
         color_range=int(frame.color_range),
+        still=still,
     )
 
 

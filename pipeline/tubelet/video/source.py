@@ -28,7 +28,7 @@ class CheckedFile:
 
     name = "<object>"
 
-    def __init__(self, file: BinaryIO, size_bytes: int, far: bool, budget: Budget) -> None:
+    def __init__(self, file: BinaryIO | io.FileIO, size_bytes: int, far: bool, budget: Budget) -> None:
         self._file = file
         self._size_bytes = size_bytes
         self._far = far
@@ -78,54 +78,60 @@ class CheckedFile:
 class OpenSource:
     """A source while it is open.
 
-    ``at_hand``: the whole object can be read at memory or disk speed, so that a pass over its packets is
-    cheap.
+    FFmpeg gets bytes and never a name: what an object is called must not decide how it is read, nor make
+    its neighbours part of it.
+
+    Attributes:
+        size_bytes: of the object.
+        at_hand: the whole object can be read at memory or disk speed, so that a pass over its packets is
+            cheap.
     """
 
-    def __init__(self, file: BinaryIO | None, path: str | None, at_hand: bool, budget: Budget) -> None:
-        self.path = path
+    def __init__(self, file: BinaryIO | io.FileIO, budget: Budget, *, at_hand: bool, owned: bool) -> None:
         self.at_hand = at_hand
-        self.size_bytes = self._measure(file)
-        budget.check_object(self.size_bytes)
-        self.checked = None if file is None else CheckedFile(file, self.size_bytes, not at_hand, budget)
-
-    def _measure(self, file: BinaryIO | None) -> int:
+        self._descriptor = file.fileno() if owned and isinstance(file, io.FileIO) else None
         with reading():
-            if file is not None:
-                return file.seek(0, os.SEEK_END)
-            assert self.path is not None
-            return os.stat(self.path).st_size
+            self.size_bytes = file.seek(0, os.SEEK_END)
+            file.seek(0)
+        budget.check_object(self.size_bytes)
+        self._file = file
+        self._checked = CheckedFile(file, self.size_bytes, not at_hand, budget)
 
     def expect(self, begin: int, end: int) -> None:
         """The bytes from ``begin`` to ``end`` will be read."""
-        if self.checked is not None:
-            self.checked.expect(begin, end)
+        self._checked.expect(begin, end)
 
     def rewind(self) -> None:
         """Back to the first byte."""
-        if self.checked is not None:
-            self.checked.seek(0)
+        if self._descriptor is None:
+            self._checked.seek(0)
+        else:
+            self._file.seek(0)
+
+    def head(self, size: int) -> bytes:
+        """The first bytes, FFmpeg's position left alone."""
+        with self.side_reader() as file:
+            file.seek(0)
+            return file.read(size)
 
     @property
-    def for_ffmpeg(self) -> str | CheckedFile:
-        """What FFmpeg opens. The explicit protocol keeps a name like ``concat:a`` from being more than a
-        name.
+    def for_ffmpeg(self) -> tuple[str | CheckedFile, dict[str, str]]:
+        """What FFmpeg opens, and with which options: a file of ours by its descriptor, which costs nothing,
+        all else through calls. No other protocol is open to it.
         """
-        return f"file:{self.path}" if self.checked is None else self.checked
+        if self._descriptor is None:
+            return self._checked, {"protocol_whitelist": "none"}
+        return "fd:", {"protocol_whitelist": "fd", "fd": str(self._descriptor)}
 
     @contextmanager
-    def side_reader(self) -> Iterator[BinaryIO | CheckedFile]:
+    def side_reader(self) -> Iterator[BinaryIO | io.FileIO | CheckedFile]:
         """A second look at the bytes that leaves FFmpeg's position alone."""
-        if self.checked is None:
-            assert self.path is not None
-            with open(self.path, "rb", buffering=0) as file:
-                yield file
-            return
-        position = self.checked.tell()
+        file = self._checked if self._descriptor is None else self._file
+        position = file.tell()
         try:
-            yield self.checked
+            yield file
         finally:
-            self.checked.seek(position)
+            file.seek(position)
 
 
 @contextmanager
@@ -154,17 +160,19 @@ def open_source(source: Source, budget: Budget) -> Iterator[OpenSource]:
     """
     if isinstance(source, (str, os.PathLike)):
         with reading():
-            path = os.path.abspath(os.fspath(source))
-            opened = OpenSource(None, path, True, budget)
-        yield opened
+            opened = io.FileIO(os.fspath(source))
+        with opened:
+            yield OpenSource(opened, budget, at_hand=True, owned=True)
     elif isinstance(source, (bytes, bytearray, memoryview)):
-        yield OpenSource(io.BytesIO(source), None, True, budget)
+        yield OpenSource(io.BytesIO(source), budget, at_hand=True, owned=True)
     elif callable(source):
         with reading():
             file = source()
         with file:
-            yield OpenSource(file, None, isinstance(file, (io.BytesIO, io.FileIO)), budget)
+            at_hand = isinstance(file, (io.BytesIO, io.FileIO))
+            yield OpenSource(file, budget, at_hand=at_hand, owned=True)
     elif hasattr(source, "read"):
-        yield OpenSource(source, None, isinstance(source, (io.BytesIO, io.BufferedReader, io.FileIO)), budget)
+        at_hand = isinstance(source, (io.BytesIO, io.BufferedReader, io.FileIO))
+        yield OpenSource(source, budget, at_hand=at_hand, owned=False)
     else:
         raise TypeError(f"not a source of bytes: {type(source).__name__}")

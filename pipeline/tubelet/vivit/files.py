@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tubelet._version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 from tubelet.vivit.config import ViViTConfig
 from tubelet.vivit.model import ViViT
 
@@ -22,6 +23,7 @@ def save_model(path: str | os.PathLike[str], model: ViViT, metadata: dict[str, A
     # Keys keep their order: that of several label sets says which logits are whose.
     head = {
         "format": FORMAT,
+        SCHEMA_KEY: str(SCHEMA_VERSION),
         "config": json.dumps(model.config.to_dict()),
         "metadata": json.dumps(metadata or {}),
     }
@@ -56,7 +58,11 @@ def load_model(
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[ViViTConfig, dict[str, Any]]:
-    """Config and metadata of a model file, without its weights."""
+    """Config and metadata of a model file, without its weights.
+
+    Raises `FileNotFoundError`, `ValueError` where the file is not one of ours, and `NewerSchemaError` (a
+    `ValueError` too) where a newer tubelet wrote it otherwise.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such model file")
     try:
@@ -66,4 +72,5 @@ def read_header(path: str | os.PathLike[str]) -> tuple[ViViTConfig, dict[str, An
         raise ValueError(f"{path}: not a safetensors file ({error})") from error
     if head.get("format") != FORMAT:
         raise ValueError(f"{path}: a safetensors file, but not one that tubelet wrote (no config inside)")
+    check_schema_version(head, str(path))
     return ViViTConfig.from_dict(json.loads(head["config"])), json.loads(head["metadata"])
