@@ -97,6 +97,9 @@ def check_huggingface(data, config) -> None:
     assert ours.shape == expected.shape
     levels = np.abs(ours - (expected + 1) * 127.5)
     assert levels.mean() < 1
-    assert ShortSide(side, crop).place(*frames.shape[1:3]).crop == Box(
-        (side - crop) // 2, (int(side * frames.shape[2] / frames.shape[1]) - crop) // 2, crop, crop
+    height, width = frames.shape[1:3]
+    # The short side becomes `side`, the long one keeps the shape, cut off to whole pixels.
+    tall, wide = (int(side * length / min(height, width)) for length in (height, width))
+    assert ShortSide(side, crop).place(height, width).crop == Box(
+        (tall - crop) // 2, (wide - crop) // 2, crop, crop
     )

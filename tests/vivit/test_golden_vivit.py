@@ -143,8 +143,10 @@ def _huggingface_from_scenic(case: Golden) -> None:
 
 
 def _timm(case: Golden) -> None:
-    """timm's image ViT is Model 1 on one frame, with the exact GELU."""
+    """timm's image ViT is Model 1 on one frame, with the exact GELU; with or without a class token."""
     args, state = case.config["args"], case.group("state_dict")
+    has_cls = args.get("class_token", True)
+    pool = args.get("global_pool", "token" if has_cls else "avg") or ("token" if has_cls else "avg")
     config = ViViTConfig(
         frames=1,
         height=args["img_size"],
@@ -157,6 +159,11 @@ def _timm(case: Golden) -> None:
         classes=args["num_classes"],
         activation="gelu",
         layer_norm_eps=case.config["layernorm_eps"],
+        classifier={"token": "token", "avg": "gap", "map": "map"}[pool],
+        class_token=(has_cls and pool != "token") or None,
+        registers=args.get("reg_tokens", 0),
+        embed_norm=args.get("pre_norm", False),
+        fc_norm="fc_norm.weight" in state,
     )
     model = ViViT(config).eval()
     report = init_from_image(model, state, head=True)
