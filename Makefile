@@ -14,6 +14,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(if $(TORCH),$(BIN)/python -m pip install -q $(TORCH))
 	$(BIN)/python -m pip install -q $(if $(TORCH),-c constraints.txt) -e '.[test,bench]'
+	# Without what it depends on: torchvision, which has no build for the pinned torch, is wanted for names only.
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt timm
 	touch $@
 
 demo: install

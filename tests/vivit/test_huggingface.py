@@ -105,8 +105,10 @@ def test_what_hugging_face_cannot_express_is_refused(
 
 
 def test_other_architectures_are_refused() -> None:
-    with pytest.raises(ValueError, match="model_type='videomae'"):
-        load_huggingface({}, {"model_type": "videomae"})
+    with pytest.raises(ValueError, match="model_type='swin'"):
+        load_huggingface({}, {"model_type": "swin"})
+    with pytest.raises(ValueError, match="use_gated_mlp=true"):
+        load_huggingface({}, {"model_type": "dinov3_vit", "use_gated_mlp": True})
     with pytest.raises(ValueError, match="hidden_act='relu'"):
         load_huggingface({}, {"model_type": "vivit", "hidden_act": "relu"})
     with pytest.raises(ValueError, match="needs its config"):

@@ -270,7 +270,7 @@ def test_video_model_is_no_image() -> None:
 
 def test_hubs_without_package_or_network_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
-    with pytest.raises(RuntimeError, match="pip install timm"):
+    with pytest.raises(RuntimeError, match=r"pip install 'tubelet\[pretrained\]'"):
         init_from(build("model1"), "timm:vit_base_patch16_224")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

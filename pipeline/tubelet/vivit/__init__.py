@@ -9,7 +9,14 @@ from tubelet.vivit.model import ViViT, fold_normalisation
 from tubelet.vivit.report import LoadReport
 from tubelet.vivit.rollout import attention_rollout, heat_maps
 from tubelet.vivit.scenic import load_scenic, to_scenic
-from tubelet.vivit.sources import init_from, init_from_image, init_from_vivit
+from tubelet.vivit.sources import (
+    Pretrained,
+    fetch_huggingface,
+    init_from,
+    init_from_image,
+    init_from_vivit,
+    read_pretrained,
+)
 from tubelet.vivit.transfer import InitOptions
 from tubelet.vivit.tubelets import clip_to_tubelets, sample_frames_uniformly, tubelets_to_clip
 
@@ -17,10 +24,12 @@ __all__ = [
     "PRESETS",
     "InitOptions",
     "LoadReport",
+    "Pretrained",
     "ViViT",
     "ViViTConfig",
     "attention_rollout",
     "clip_to_tubelets",
+    "fetch_huggingface",
     "fold_normalisation",
     "gmacs",
     "heat_maps",
@@ -35,6 +44,7 @@ __all__ = [
     "parameter_count",
     "parameters_by_part",
     "read_header",
+    "read_pretrained",
     "sample_frames_uniformly",
     "save_huggingface",
     "save_model",

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 VARIANTS = ("model1", "model2", "model3", "model4", "average")
-CLASSIFIERS = ("token", "gap", "gmp", "gsp", "0")
+CLASSIFIERS = ("token", "gap", "gmp", "gsp", "map", "0")
 TOKENISERS = ("tubelet", "uniform")
 ATTENTION_ORDERS = ("space_time", "time_space")
-ACTIVATIONS = ("gelu_tanh", "gelu")
+ACTIVATIONS = ("gelu_tanh", "gelu", "quick_gelu")
+# Settings that pretrained image models brought; files leave them out where they have no effect, so that a
+# model without them is written, named and hashed as before there were any.
+_ONLY_WHERE_SET = ("class_token", "registers", "embed_norm", "fc_norm", "rope")
 
 # dim, layers, heads, mlp. The default clip of "tiny" is tiny as well, so that it trains in seconds.
 SIZES: dict[str, tuple[int, int, int, int]] = {
@@ -41,6 +44,14 @@ class ViViTConfig:
     transformer: frames averaged). `frames, height, width`: the clip in pixels. `tubelet`: (t, h, w) pixels
     of one token; what does not fill a tubelet is dropped at the end. `tokeniser="uniform"` embeds
     `sampled_frames` single frames with t = 1.
+
+    What pretrained image models need, of the main (in Model 2 the spatial) encoder: `class_token`, also where
+    it is not what is pooled (None: only where it is); `registers`, learned
+    tokens between CLS and the patches that have no position (DINOv2, arXiv 2309.16588); `embed_norm`, a
+    LayerNorm after the positions (CLIP); `rope`, the base of 2-D rotary positions, which then take the place
+    of learned ones (DINOv3; Model 2 and average only). `fc_norm`: the final LayerNorm comes after pooling
+    instead of before (VideoMAE). `classifier="map"` pools by attention of one learned query (SigLIP), and
+    `activation="quick_gelu"` is x · sigmoid(1.702 x) (CLIP).
     """
 
     variant: str = "model1"
@@ -78,6 +89,11 @@ class ViViTConfig:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     layer_norm_eps: float = 1e-6
     activation: str = "gelu_tanh"
+    class_token: bool | None = None
+    registers: int = 0
+    embed_norm: bool = False
+    fc_norm: bool = False
+    rope: float | None = None
 
     def __post_init__(self) -> None:
         self._normalise_types()
@@ -86,6 +102,7 @@ class ViViTConfig:
         self._check_clip()
         self._check_attention()
         self._check_classifier()
+        self._check_pretrained_parts()
 
     # ---- what follows from the fields
 
@@ -119,7 +136,18 @@ class ViViTConfig:
 
     @property
     def has_cls(self) -> bool:
+        """Whether the main encoder has a class token."""
+        return self.pools_cls if self.class_token is None else self.class_token
+
+    @property
+    def pools_cls(self) -> bool:
+        """Whether the class token is what is pooled, so that Model 2's temporal encoder has one as well."""
         return self.classifier == "token"
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches in the main encoder: CLS and registers."""
+        return self.has_cls + self.registers
 
     @property
     def factorised_encoder(self) -> bool:
@@ -170,6 +198,9 @@ class ViViTConfig:
         """Plain values only, fit for JSON."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         found["heads_classes"] = dict(self.heads_classes) if self.heads_classes else None
+        for name in _ONLY_WHERE_SET:
+            if not found[name]:
+                del found[name]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
     @classmethod
@@ -274,6 +305,34 @@ class ViViTConfig:
         if self.variant in ("model3", "model4") and self.classifier in ("token", "0"):
             raise ValueError(
                 f'classifier="{self.classifier}": {self.variant} has no CLS token; set "gap", "gmp" or "gsp"'
+            )
+
+    def _check_pretrained_parts(self) -> None:
+        if type(self.registers) is not int or self.registers < 0:
+            raise ValueError(f"registers={self.registers!r}: must be a whole number of at least 0")
+        if self.registers and self.variant in ("model3", "model4"):
+            raise ValueError(
+                f"registers={self.registers}: {self.variant} has tokens of time and place only; set 0"
+            )
+        if self.registers and self.classifier == "0":
+            raise ValueError(
+                f'registers={self.registers}: classifier="0" pools a patch; set another classifier'
+            )
+        if self.pools_cls and self.class_token is False:
+            raise ValueError('class_token=False: classifier="token" pools it; set classifier="gap"')
+        if self.class_token and (self.variant in ("model3", "model4") or self.classifier == "0"):
+            raise ValueError(f"class_token=True: {self.variant} with this classifier has none; leave it out")
+        if self.rope is None:
+            return
+        if not self.factorised_encoder:
+            raise ValueError(
+                f"rope={self.rope}: rotary positions are those of one frame; "
+                f"{self.variant} sees several at once: choose model2 or average"
+            )
+        if self.rope <= 0 or self.dim // self.heads % 4:
+            raise ValueError(
+                f"rope={self.rope}: needs a base above 0 and dim / heads ({self.dim // self.heads}) "
+                "that 4 divides"
             )
 
 

@@ -45,13 +45,15 @@ def macs_by_part(config: ViViTConfig) -> dict[str, int]:
     }
     parts |= _encoder_macs(config, n_t, places)
     if config.variant == "model2":
-        rows = n_t + config.has_cls
+        rows = n_t + config.pools_cls
         parts["temporal"] = config.temporal_layers * _attention(rows, rows, d)
         parts["mlp"] += config.temporal_layers * rows * 2 * d * (config.temporal_mlp or config.mlp)
     if config.variant in ("model3", "model4"):
         share = 1 if config.variant == "model3" else 2
         parts["temporal"] = config.layers * _attention(config.tokens, n_t, d) // share
         parts["spatial"] = config.layers * _attention(config.tokens, places, d) // share
+    if config.classifier == "map":
+        _add_attention_pools(parts, config)
     hidden = config.pre_logits or d
     parts["head"] = hidden * config.classes + (d * hidden if config.pre_logits else 0)
     return parts
@@ -74,11 +76,11 @@ def parameters_by_part(config: ViViTConfig) -> dict[str, int]:
 
 
 def _part(name: str) -> str:
-    if "pos_embedding" in name or name.startswith("cls"):
+    if "pos_embedding" in name or name.startswith("cls") or name.endswith(("/registers", "/probe")):
         return "positions"
     if "Attention" in name:
         return "temporal" if name.startswith("TemporalTransformer") or "_time/" in name else "spatial"
-    if "Norm" in name or "encoder_norm" in name:
+    if "Norm" in name or "_norm/" in name:
         return "norms"
     if "MlpBlock" in name:
         return "mlp"
@@ -88,11 +90,23 @@ def _part(name: str) -> str:
 def _encoder_macs(config: ViViTConfig, n_t: int, places: int) -> dict[str, int]:
     """Spatial attention and MLP of the main encoder, as far as it is joint or a frame's."""
     sequences, rows = (n_t, places) if config.factorised_encoder else (1, n_t * places)
-    rows += config.has_cls
+    rows += config.prefix
     return {
         "spatial": config.layers * sequences * _attention(rows, rows, config.dim),
         "mlp": config.layers * sequences * rows * 2 * config.dim * config.mlp,
     }
+
+
+def _add_attention_pools(parts: dict[str, int], config: ViViTConfig) -> None:
+    """The one query's projections, attention and MLP, for each pooled sequence."""
+    d, n_t = config.dim, config.grid[0]
+    frames = n_t if config.factorised_encoder else 1
+    pooled = [("spatial", frames, config.tokens // frames, config.mlp)]
+    if config.variant == "model2":
+        pooled.append(("temporal", 1, n_t, config.temporal_mlp or config.mlp))
+    for part, sequences, rows, mlp in pooled:
+        parts[part] += sequences * (2 * d * d * (rows + 1) + 2 * rows * d)
+        parts["mlp"] += sequences * 2 * d * mlp
 
 
 def _attention(tokens: int, attended: int, dim: int) -> int:

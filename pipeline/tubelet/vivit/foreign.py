@@ -1,4 +1,4 @@
-"""Other ViTs' weights under the original's names: Hugging Face (image and video), timm, original `.npz`.
+"""Other ViTs' weights under the original's names: torch's, as `families` reads them, and `.npz`.
 
 A naming is a function from the original's name to the foreign one; reading inverts it. Kernels change
 layout: torch's linear weights are `(out, in)`, its convolutions `(d, c, …)`.
@@ -7,13 +7,24 @@ layout: torch's linear weights are `(out, in)`, its convolutions `(d, c, …)`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-Naming = Callable[[str], str]
+from tubelet.vivit.families import Weights
 
+POSITION = "Transformer/posembed_input/pos_embedding"
+# Pooling by attention has no name in the original; big_vision's, which shares its style.
+_POOL = "Transformer/MAPHead_0"
+_POOL_PARTS = {
+    "MultiHeadDotProductAttention_0/query": "q",
+    "MultiHeadDotProductAttention_0/key": "k",
+    "MultiHeadDotProductAttention_0/value": "v",
+    "MultiHeadDotProductAttention_0/out": "proj",
+    "LayerNorm_0": "norm",
+    "MlpBlock_0/Dense_0": "mlp.fc1",
+    "MlpBlock_0/Dense_1": "mlp.fc2",
+}
 _HF_PARTS = {
     "MultiHeadDotProductAttention_0/query": "attention.attention.query",
     "MultiHeadDotProductAttention_0/key": "attention.attention.key",
@@ -29,18 +40,8 @@ _HF_WHOLE = {
     "Transformer/encoder_norm": "layernorm",
     "output_projection": "classifier",
     "cls": "embeddings.cls_token",
-    "Transformer/posembed_input/pos_embedding": "embeddings.position_embeddings",
+    POSITION: "embeddings.position_embeddings",
 }
-# How transformers 5 names them in memory, and as they are on disk.
-_HF_IN_MEMORY = (
-    (r"(^|\.)layers\.(\d+)\.", r"\1encoder.layer.\2."),
-    (r"\.attention\.q_proj\.", ".attention.attention.query."),
-    (r"\.attention\.k_proj\.", ".attention.attention.key."),
-    (r"\.attention\.v_proj\.", ".attention.attention.value."),
-    (r"\.attention\.o_proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
-)
 _TIMM_PARTS = {
     "MultiHeadDotProductAttention_0/query": "attn.q",
     "MultiHeadDotProductAttention_0/key": "attn.k",
@@ -56,7 +57,11 @@ _TIMM_WHOLE = {
     "Transformer/encoder_norm": "norm",
     "output_projection": "head",
     "cls": "cls_token",
-    "Transformer/posembed_input/pos_embedding": "pos_embed",
+    POSITION: "pos_embed",
+    "Transformer/registers": "reg_token",
+    "Transformer/embed_norm": "norm_pre",
+    f"{_POOL}/probe": "attn_pool.latent",
+    **{f"{_POOL}/{part}": f"attn_pool.{name}" for part, name in _POOL_PARTS.items()},
 }
 _BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/(.+)")
 
@@ -72,29 +77,24 @@ def timm_name(name: str) -> str:
     return _torch_name(name, _TIMM_WHOLE, _TIMM_PARTS, "blocks.")
 
 
-def from_huggingface(state: Mapping[str, Tensor], heads: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The original's arrays of a Hugging Face ViT or ViViT state dict; what is left over, and why."""
-    renamed = {_on_disk(name): name for name in state}
-    prefix = next((p for p in ("vivit.", "vit.") if any(name.startswith(p) for name in renamed)), "")
-    values = {name: state[original] for name, original in renamed.items()}
-    found, rest = _read(_with_zero_biases(values), lambda name: hf_name(name, prefix), heads)
-    return found, {renamed.get(name, name): _hf_reason(name) for name in rest}
+def from_weights(weights: Weights, heads: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A torch ViT's weights as the original's arrays, and each array's name in the source.
 
-
-def from_timm(state: Mapping[str, Tensor], heads: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The same of a timm VisionTransformer; layer scale is multiplied into the weights before it."""
-    split: dict[str, Tensor] = {}
-    for name, value in state.items():
-        fused = re.fullmatch(r"(blocks\.\d+\.attn\.)qkv\.(weight|bias)", name)
-        if fused:
-            split |= {
-                f"{fused[1]}{part}.{fused[2]}": v for part, v in zip("qkv", value.chunk(3), strict=True)
-            }
-        else:
-            split[name] = value
-    found, rest = _read(_scale_layers(_with_zero_biases(split)), timm_name, heads)
-    _refuse_other_architectures(rest)
-    return found, dict.fromkeys(rest, "ViViT has no such part")
+    Raises:
+        ValueError: `heads` does not divide the width.
+    """
+    dim = weights.arrays["patch_embed.proj.weight"].shape[0]
+    if dim % heads:
+        raise ValueError(f"heads={heads}: must divide the source's dim={dim}")
+    arrays, names = {}, {}
+    for name in _names(int(weights.fields["layers"])):
+        torch_name = timm_name(name)
+        if torch_name not in weights.arrays and torch_name.startswith("norm."):
+            torch_name = f"fc_{torch_name}"
+        if torch_name in weights.arrays:
+            arrays[name] = _from_torch_layout(name, weights.arrays[torch_name], heads)
+            names[name] = weights.own.get(torch_name, torch_name)
+    return arrays, names
 
 
 def from_npz(arrays: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -125,32 +125,14 @@ def to_torch_layout(name: str, value: Tensor) -> Tensor:
     return value.flatten(0, value.dim() - outputs - 1).flatten(1).T.contiguous()
 
 
-def _read(state: Mapping[str, Tensor], naming: Naming, heads: int) -> tuple[dict[str, Tensor], list[str]]:
-    layers = 1 + max(
-        (int(n) for name in state for n in re.findall(r"(?:layer|blocks)\.(\d+)\.", name)), default=-1
-    )
-    names = {naming(name): name for name in _names(layers)}
-    found = {
-        names[name]: _from_torch_layout(names[name], v.float(), heads)
-        for name, v in state.items()
-        if name in names
-    }
-    return found, [name for name in state if name not in names]
-
-
 def _names(layers: int) -> list[str]:
-    whole = [
-        name
-        for name in _HF_WHOLE
-        if "pos_embedding" not in name and name not in ("cls", "Transformer/encoder_norm")
-    ]
-    found = ["cls", "Transformer/posembed_input/pos_embedding"]
-    found += [f"{name}/{kind}" for name in whole for kind in ("kernel", "bias")]
-    found += [f"Transformer/encoder_norm/{kind}" for kind in ("scale", "bias")]
-    for layer in range(layers):
-        for part in _HF_PARTS:
-            first = "scale" if part.startswith("LayerNorm") else "kernel"
-            found += [f"Transformer/encoderblock_{layer}/{part}/{kind}" for kind in (first, "bias")]
+    found = ["cls", POSITION, "Transformer/registers", f"{_POOL}/probe"]
+    modules = ["embedding", "output_projection", "Transformer/encoder_norm", "Transformer/embed_norm"]
+    modules += [f"{_POOL}/{part}" for part in _POOL_PARTS]
+    modules += [f"Transformer/encoderblock_{layer}/{part}" for layer in range(layers) for part in _HF_PARTS]
+    for module in modules:
+        first = "scale" if re.search(r"LayerNorm_\d$|_norm$", module) else "kernel"
+        found += [f"{module}/{kind}" for kind in (first, "bias")]
     return found
 
 
@@ -174,45 +156,3 @@ def _from_torch_layout(name: str, value: Tensor, heads: int) -> Tensor:
     if name.endswith("/out/kernel"):
         return value.T.reshape(heads, value.shape[1] // heads, -1)
     return value.T if name.endswith("/kernel") else value
-
-
-def _on_disk(name: str) -> str:
-    for old, new in _HF_IN_MEMORY:
-        name = re.sub(old, new, name)
-    return name
-
-
-def _with_zero_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Models without biases of query, key and value get zeros, which mean the same."""
-    found = dict(state)
-    for name, value in state.items():
-        if re.search(r"(attention\.attention\.(query|key|value)|attn\.[qkv])\.weight$", name):
-            found.setdefault(name.removesuffix("weight") + "bias", torch.zeros(value.shape[0]))
-    return found
-
-
-def _scale_layers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """gamma · (W x + b) = (gamma · W) x + gamma · b, so layer scale needs no place of its own."""
-    for name in [name for name in state if re.search(r"\.ls[12]\.gamma$", name)]:
-        gamma = state.pop(name)
-        before = name.replace(".ls1.gamma", ".attn.proj.").replace(".ls2.gamma", ".mlp.fc2.")
-        state[before + "weight"] = state[before + "weight"] * gamma[:, None]
-        state[before + "bias"] = state[before + "bias"] * gamma
-    return state
-
-
-def _refuse_other_architectures(names: list[str]) -> None:
-    """Parts that change what the blocks compute: without them the weights mean nothing."""
-    other = [
-        name for name in names if re.search(r"q_norm|k_norm|norm_pre|reg_token|rope|\.gate|w12|fc1_g", name)
-    ]
-    if other:
-        raise ValueError(
-            f"not a plain ViT: it has {other[0]}, which ViViT does not; choose a plain ViT checkpoint"
-        )
-
-
-def _hf_reason(name: str) -> str:
-    if "pooler" in name:
-        return "the classifier does not use the pooler"
-    return "ViViT has no such part"

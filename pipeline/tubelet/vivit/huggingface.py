@@ -1,4 +1,4 @@
-"""Hugging Face's ViViT (Model 1) and image ViT: load a folder or state dict, and save what `transformers`
+"""Hugging Face's ViViT, VideoMAE and image models: load a folder or state dict, and save what `transformers`
 loads.
 
 `transformers` itself is not needed. Sources: `VivitConfig`, `ViTConfig` and the processors' JSON files as
@@ -17,12 +17,60 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tubelet.vivit.config import ViViTConfig
-from tubelet.vivit.foreign import from_huggingface, hf_name, to_torch_layout
+from tubelet.vivit.families import is_known, read
+from tubelet.vivit.foreign import POSITION, from_weights, hf_name, to_torch_layout
 from tubelet.vivit.model import ViViT
 from tubelet.vivit.report import LoadReport
 from tubelet.vivit.scenic import load_scenic, to_scenic
+from tubelet.vivit.transfer import sine_positions
 
 _TANH_GELU = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")
+VIDEO_KINDS = ("vivit", "videomae")
+_BASE = {
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "gelu",
+}
+_BERT = _BASE | {"intermediate_size": 3072, "layer_norm_eps": 1e-12}
+# What a config.json means that leaves a setting out: the defaults of transformers' classes.
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "vivit": _BERT
+    | {"num_frames": 32, "tubelet_size": (2, 16, 16), "layer_norm_eps": 1e-6, "hidden_act": "gelu_fast"},
+    "videomae": _BERT | {"num_frames": 16, "tubelet_size": 2, "use_mean_pooling": True},
+    "vit": _BERT,
+    "deit": _BERT,
+    "vit_mae": _BERT,
+    "dinov2": _BASE | {"patch_size": 14, "mlp_ratio": 4, "layer_norm_eps": 1e-6},
+    "dinov2_with_registers": _BASE
+    | {"patch_size": 14, "mlp_ratio": 4, "layer_norm_eps": 1e-6, "num_register_tokens": 4},
+    "dinov3_vit": _BASE
+    | {
+        "hidden_size": 384,
+        "num_attention_heads": 6,
+        "intermediate_size": 1536,
+        "layer_norm_eps": 1e-5,
+        "rope_theta": 100.0,
+        "num_register_tokens": 0,
+    },
+    "clip_vision_model": _BASE
+    | {"patch_size": 32, "intermediate_size": 3072, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"},
+    "siglip_vision_model": _BASE
+    | {
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu_pytorch_tanh",
+        "vision_use_head": True,
+    },
+}
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Mean and std of families whose folder has no preprocessor_config.json; the others': ImageNet's.
+USUAL_NORMALISATION = {
+    "clip_vision_model": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "siglip_vision_model": ((0.5,) * 3, (0.5,) * 3),
+}
 
 
 def load_huggingface(
@@ -47,18 +95,33 @@ def load_huggingface(
     if not config:
         raise ValueError("a Hugging Face state dict needs its config: load_huggingface(state, config={...})")
     ours = config_from_huggingface(config, preprocessor).replace(**changes)
-    arrays, left_over = from_huggingface(source, ours.heads)
-    if config["model_type"] == "vit":
+    if not is_known(source):
+        raise ValueError("not the weights of a ViT or ViViT in Hugging Face's names")
+    weights = read(source)
+    arrays, names = from_weights(weights, ours.heads)
+    if arrays["embedding/kernel"].dim() == 4:
         arrays["embedding/kernel"] = arrays["embedding/kernel"][None]
+    if weights.has_sine_positions:
+        arrays[POSITION] = sine_positions(ours.tokens, ours.dim)
+        names[POSITION] = "the fixed sine positions"
+    if ours.variant == "average":
+        arrays = {_spatial(name): value for name, value in arrays.items()}
+        names = {_spatial(name): value for name, value in names.items()}
     model, report = load_scenic(arrays, ours, strict=False)
     not_loaded = sorted(name for name in report.initialised if not name.startswith("head."))
     if not_loaded:
         raise ValueError(f"{len(not_loaded)} weights are missing for this config, the first: {not_loaded[0]}")
     report.source = f"Hugging Face {config['model_type']}"
-    report.loaded = {name: _own_name(array, config) for name, array in report.loaded.items()}
-    report.left_over |= left_over
+    report.loaded = {name: names[array] for name, array in report.loaded.items()}
+    report.left_over = {names[name]: reason for name, reason in report.left_over.items()}
+    report.left_over |= weights.left_over
+    report.notes += weights.notes
     if not preprocessor:
-        report.notes.append("no preprocessor_config.json: uint8 input is normalised to [-1, 1]")
+        report.notes.append(
+            "no preprocessor_config.json: uint8 input is normalised to [-1, 1]"
+            if config["model_type"] in ("vivit", "vit")
+            else f"no preprocessor_config.json: mean={ours.mean}, std={ours.std}"
+        )
     return model, report
 
 
@@ -88,37 +151,74 @@ def save_huggingface(
 def config_from_huggingface(
     config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None
 ) -> ViViTConfig:
-    """Our config of Hugging Face's config.json (and preprocessor_config.json) for `vivit` and `vit`."""
+    """Our config of Hugging Face's config.json (and preprocessor_config.json).
+
+    ViViT and VideoMAE are Model 1. An image model is Model 1 on clips of one frame, or the average-pool
+    baseline where its positions are rotary.
+
+    Raises:
+        ValueError: Another architecture, or a setting that ViViT lacks.
+    """
     kind = config.get("model_type")
-    if kind not in ("vivit", "vit"):
-        raise ValueError(f"model_type={kind!r}: only Hugging Face's vivit and vit can be loaded")
-    if config.get("num_channels", 3) != 3:
-        raise ValueError(f"num_channels={config['num_channels']}: only 3 channels")
-    size = config.get("image_size", 224)
+    if kind in ("clip", "siglip"):
+        return config_from_huggingface(
+            {"model_type": f"{kind}_vision_model", **config["vision_config"]}, preprocessor
+        )
+    if kind not in _FAMILIES:
+        raise ValueError(f"model_type={kind!r}: none of those that can be loaded ({', '.join(_FAMILIES)})")
+    values = _FAMILIES[kind] | {name: value for name, value in config.items() if value is not None}
+    _refuse(values)
+    size, patch, video = values["image_size"], values["patch_size"], kind in VIDEO_KINDS
     height, width = (size, size) if isinstance(size, int) else size
-    patch = config.get("patch_size", 16)
-    tubelet = tuple(config.get("tubelet_size", (2, 16, 16))) if kind == "vivit" else (1, patch, patch)
-    mean, std = _normalisation(preprocessor)
+    tubelet = values["tubelet_size"] if video else (1, patch, patch)
+    mean, std = _normalisation(preprocessor, kind)
+    dim = values["hidden_size"]
     return ViViTConfig.from_dict(
         {
-            "variant": "model1",
-            "frames": config.get("num_frames", 32) if kind == "vivit" else 1,
+            "variant": "average" if kind == "dinov3_vit" else "model1",
+            "frames": values["num_frames"] if video else 1,
             "height": height,
             "width": width,
-            "tubelet": tubelet,
-            "dim": config.get("hidden_size", 768),
-            "layers": config.get("num_hidden_layers", 12),
-            "heads": config.get("num_attention_heads", 12),
-            "mlp": config.get("intermediate_size", 3072),
+            "tubelet": (tubelet, patch, patch) if isinstance(tubelet, int) else tubelet,
+            "dim": dim,
+            "layers": values["num_hidden_layers"],
+            "heads": values["num_attention_heads"],
+            "mlp": int(values.get("intermediate_size") or dim * values["mlp_ratio"]),
             "classes": len(config.get("id2label") or {0: "", 1: ""}),
-            "dropout": config.get("hidden_dropout_prob", 0.0),
-            "attention_dropout": config.get("attention_probs_dropout_prob", 0.0),
-            "layer_norm_eps": config.get("layer_norm_eps", 1e-6 if kind == "vivit" else 1e-12),
-            "activation": _activation(config.get("hidden_act", "gelu_fast" if kind == "vivit" else "gelu")),
+            "dropout": values.get("hidden_dropout_prob", 0.0),
+            "attention_dropout": values.get("attention_probs_dropout_prob", 0.0),
+            "layer_norm_eps": values["layer_norm_eps"],
+            "activation": _activation(values["hidden_act"]),
             "mean": mean,
             "std": std,
+            **_parts(kind, values),
         }
     )
+
+
+def _parts(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a family has beside the parts of a plain ViT."""
+    if kind == "videomae":
+        mean_pooling = values["use_mean_pooling"]
+        return {"classifier": "gap" if mean_pooling else "0", "fc_norm": mean_pooling}
+    found: dict[str, Any] = {"registers": values.get("num_register_tokens", 0)}
+    if kind == "deit":
+        found["registers"] = 1  # the distillation token
+    if kind == "dinov3_vit":
+        found["rope"] = values["rope_theta"]
+    if kind == "clip_vision_model":
+        found["embed_norm"] = True
+    if kind == "siglip_vision_model":
+        found["classifier"] = "map" if values["vision_use_head"] else "gap"
+    return found
+
+
+def _refuse(values: Mapping[str, Any]) -> None:
+    if values.get("num_channels", 3) != 3:
+        raise ValueError(f"num_channels={values['num_channels']}: only 3 channels")
+    for name in ("use_swiglu_ffn", "use_gated_mlp"):
+        if values.get(name):
+            raise ValueError(f"{name}=true: a gated MLP, which ViViT does not have; choose a plain ViT")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -146,14 +246,21 @@ def read_json(path: Path, missing_ok: bool = False) -> dict[str, Any]:
 def _activation(name: str) -> str:
     if name in _TANH_GELU:
         return "gelu_tanh"
-    if name != "gelu":
-        raise ValueError(f"hidden_act={name!r}: must be gelu or one of {', '.join(_TANH_GELU)}")
-    return "gelu"
+    if name not in ("gelu", "quick_gelu"):
+        raise ValueError(f"hidden_act={name!r}: must be gelu, quick_gelu or one of {', '.join(_TANH_GELU)}")
+    return name
 
 
-def _normalisation(preprocessor: Mapping[str, Any] | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(
+    preprocessor: Mapping[str, Any] | None, kind: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of x / 255 that do what the processor does: rescale, offset, normalise."""
-    found = preprocessor or {"do_normalize": False, "offset": True, "rescale_factor": 1 / 127.5}
+    found: Mapping[str, Any] = preprocessor or {}
+    if not preprocessor:
+        mean_std = USUAL_NORMALISATION.get(kind, IMAGENET)
+        found = dict(zip(("image_mean", "image_std"), mean_std, strict=True))
+        if kind in ("vivit", "vit"):
+            found = {"do_normalize": False, "offset": True, "rescale_factor": 1 / 127.5}
     # The processors' own defaults for keys that are not there.
     scale = found.get("rescale_factor", 1 / 255) * 255 if found.get("do_rescale", True) else 255
     shift = 1.0 if found.get("offset", False) else 0.0
@@ -223,8 +330,11 @@ def _check_expressible(config: ViViTConfig) -> None:
             )
 
 
-def _own_name(array: str, config: Mapping[str, Any]) -> str:
-    return hf_name(array, f"{config['model_type']}.")
+def _spatial(name: str) -> str:
+    """The name of an array in the spatial encoder of a factorised model."""
+    return (
+        "cls_SpatialTransformer" if name == "cls" else name.replace("Transformer/", "SpatialTransformer/", 1)
+    )
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -55,9 +55,14 @@ def initialise(model: _Parts, *, embedding: str = "lecun", temporal_attention: s
         _initialise_module(module)
     for encoder in (model.encoder, model.temporal_encoder):
         if encoder is not None:
-            nn.init.normal_(encoder.position, std=0.02)
+            if encoder.position is not None:
+                nn.init.normal_(encoder.position, std=0.02)
             if encoder.cls is not None:
                 nn.init.zeros_(encoder.cls)
+            if encoder.registers is not None:
+                nn.init.normal_(encoder.registers, std=0.02)
+            if encoder.attention_pool is not None:
+                nn.init.xavier_uniform_(encoder.attention_pool.probe[0])
     _lecun(model.embedding, model.config.tubelet[0], embedding)
     if model.pre_logits is not None:
         _lecun(model.pre_logits)

@@ -6,17 +6,48 @@ Every block takes `(B, T, P, d)`: tokens by time index and place. "space" attend
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.vivit.config import ViViTConfig
 
+# Cosines and sines of rotary positions, each `(places, head size)`.
+Rope = tuple[Tensor, Tensor]
 
-def apply(module: nn.Module, x: Tensor) -> Tensor:
-    """`module(x)`, typed: a call of a module is `Any` to the type checker."""
-    found: Tensor = module(x)
+
+def apply(module: nn.Module, *inputs: Tensor | Rope | None) -> Tensor:
+    """`module(*inputs)`, typed: a call of a module is `Any` to the type checker."""
+    found: Tensor = module(*inputs)
     return found
+
+
+def rotary_positions(rows: int, columns: int, size: int, base: float, device: torch.device) -> Rope:
+    """Rotary positions of a grid of patches in heads of `size` channels, float32.
+
+    Row and column run over patch centres in -1…1, and each turns half of the channels at `size / 4`
+    frequencies (DINOv3, arXiv 2508.10104).
+    """
+    frequencies = base ** -(torch.arange(0, 1, 4 / size, dtype=torch.float32, device=device))
+    axes = [
+        (torch.arange(0.5, count, dtype=torch.float32, device=device) / count) * 2 - 1
+        for count in (rows, columns)
+    ]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
+    angles = (2 * math.pi * places[:, :, None] * frequencies).flatten(1).tile(2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """`(…, P, size)` turned by its positions; tokens before the patches (CLS, registers) stay as they are."""
+    cos, sin = (part.to(x.dtype) for part in rope)
+    at = x.shape[-2] - cos.shape[0]
+    prefix, patches = x[..., :at, :], x[..., at:, :]
+    first, second = patches.chunk(2, dim=-1)
+    turned = patches * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((prefix, turned), dim=-2)
 
 
 class Attention(nn.Module):
@@ -33,15 +64,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, T, P, d)` to the same shape."""
+    def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
+        """`(B, T, P, d)` to the same shape; `rope` (axis "space" only) turns queries and keys."""
         if self.axis == "half":
             half = x.shape[-1] // 2
             mixed = torch.cat((self._over_time(x, 0, half), self._over_space(x, half, 2 * half)), dim=-1)
         elif self.axis == "time":
             mixed = self._over_time(x, 0, x.shape[-1])
         else:
-            mixed = self._fused_over_space(x)
+            mixed = self._fused_over_space(x, rope)
         return apply(self.out, mixed)
 
     def project(self, x: Tensor, start: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,10 +82,20 @@ class Attention(nn.Module):
         q, k, v = (F.linear(x, self.qkv.weight[row], self.qkv.bias[row]) for row in rows)
         return q, k, v
 
-    def _fused_over_space(self, x: Tensor) -> Tensor:
+    def query(self, query: Tensor, x: Tensor) -> Tensor:
+        """What `query` `(1, n, d)` gets from the tokens `(B, P, d)`: `(B, n, d)`."""
+        B, P, d = x.shape
+        weight, bias, size = self.qkv.weight, self.qkv.bias, (self.heads, d // self.heads)
+        q = F.linear(query, weight[:d], bias[:d]).view(1, -1, *size).transpose(1, 2).expand(B, -1, -1, -1)
+        k, v = F.linear(x, weight[d:], bias[d:]).view(B, P, 2, *size).permute(2, 0, 3, 1, 4).unbind(0)
+        return apply(self.out, self._attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def _fused_over_space(self, x: Tensor, rope: Rope | None) -> Tensor:
         B, T, P, d = x.shape
         qkv = self.qkv(x).view(B * T, P, 3, self.heads, d // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
         return self._attend(q, k, v).transpose(1, 2).reshape(B, T, P, d)
 
     def _over_space(self, x: Tensor, start: int, end: int) -> Tensor:
@@ -112,12 +153,34 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
-        self.approximate = "tanh" if activation == "gelu_tanh" else "none"
+        self.activation = activation
         self.drop = Dropout(dropout, shared)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.drop(F.gelu(self.fc1(x), approximate=self.approximate))
-        return apply(self.drop, self.fc2(hidden))
+        """`(…, d)` to the same shape."""
+        return apply(self.drop, self.fc2(self.drop(self._activate(self.fc1(x)))))
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if self.activation == "quick_gelu":
+            return x * torch.sigmoid(1.702 * x)
+        return F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+
+
+class AttentionPool(nn.Module):
+    """Pooling by attention of one learned query, then an MLP with residual (big_vision's MAP head)."""
+
+    def __init__(self, config: ViViTConfig, heads: int, mlp: int) -> None:
+        super().__init__()
+        self.probe = nn.Parameter(torch.empty(1, 1, config.dim))
+        self.attention = Attention(config.dim, heads, dropout=config.attention_dropout)
+        self.norm = nn.LayerNorm(config.dim, config.layer_norm_eps)
+        self.mlp = Mlp(config.dim, mlp, config.activation, config.dropout, shared=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(…, P, d)` to `(…, d)`."""
+        pooled = self.attention.query(self.probe.to(x.dtype), x.flatten(0, -3))
+        pooled = pooled + apply(self.mlp, self.norm(pooled))
+        return pooled.view(*x.shape[:-2], -1)
 
 
 class Block(nn.Module):
@@ -134,8 +197,9 @@ class Block(nn.Module):
         per_frame = config.factorised_encoder and not shared
         self.depth = StochasticDepth(drop_rate, config.stochastic_depth_scaling, per_frame)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.depth(self.drop(self.attention(self.norm1(x))))
+    def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
+        """`(B, T, P, d)` to the same shape."""
+        x = x + self.depth(self.drop(self.attention(self.norm1(x), rope)))
         return x + apply(self.depth, self.mlp(self.norm2(x)))
 
 

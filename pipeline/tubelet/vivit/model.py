@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tubelet.vivit.config import ViViTConfig
 from tubelet.vivit.initialise import initialise
-from tubelet.vivit.layers import Block, Dropout, FactorisedBlock, apply
+from tubelet.vivit.layers import AttentionPool, Block, Dropout, FactorisedBlock, apply, rotary_positions
 from tubelet.vivit.tubelets import clip_to_tubelets, sample_frames_uniformly
 
 Logits = Tensor | dict[str, Tensor]
@@ -23,38 +23,84 @@ FOLDED = ((0.5, 0.5, 0.5), (1 / 255, 1 / 255, 1 / 255))
 
 
 class Encoder(nn.Module):
-    """CLS token (if any), learned positions, blocks, final LayerNorm.
+    """CLS token and registers (if any), learned or rotary positions, blocks, final LayerNorm, pooling.
 
     `activation_checkpointing`: recompute each block in the backward pass instead of keeping what it made.
+    `main`: the encoder that sees patches, which alone has what image models bring (registers, the norm after
+    the positions, rotary positions).
     """
 
     def __init__(
-        self, config: ViViTConfig, *, positions: int, layers: int, heads: int, mlp: int, shared: bool = False
+        self,
+        config: ViViTConfig,
+        *,
+        positions: int,
+        layers: int,
+        heads: int,
+        mlp: int,
+        shared: bool = False,
+        main: bool = True,
     ) -> None:
         super().__init__()
         self.activation_checkpointing = False
         # Models 3 and 4 keep time and place apart, and still have a position of its own for every token.
         self.position_per_frame = config.variant in ("model3", "model4")
-        self.cls = nn.Parameter(torch.empty(1, 1, config.dim)) if config.has_cls else None
-        self.position = nn.Parameter(torch.empty(1, positions + config.has_cls, config.dim))
+        self.classifier, self.fc_norm = str(config.classifier), config.fc_norm
+        registers = config.registers if main else 0
+        has_cls = config.has_cls if main else config.pools_cls
+        self.prefix = has_cls + registers
+        self.rope = (*config.grid[1:], config.dim // heads, config.rope) if config.rope and main else None
+        self.cls = nn.Parameter(torch.empty(1, 1, config.dim)) if has_cls else None
+        self.registers = nn.Parameter(torch.empty(1, registers, config.dim)) if registers else None
+        rows = positions + has_cls
+        self.position = nn.Parameter(torch.empty(1, rows, config.dim)) if self.rope is None else None
         self.drop = Dropout(config.dropout, shared)
+        norms = config.embed_norm and main
+        self.embed_norm = nn.LayerNorm(config.dim, config.layer_norm_eps) if norms else None
         rates = [config.stochastic_depth * layer / max(layers - 1, 1) for layer in range(layers)]
         block = FactorisedBlock if config.variant == "model3" else Block
         self.blocks = nn.ModuleList(block(config, heads, mlp, rate, shared) for rate in rates)
         self.norm = nn.LayerNorm(config.dim, config.layer_norm_eps)
+        self.attention_pool = AttentionPool(config, heads, mlp) if config.classifier == "map" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, T, P, d)` to `(B, T, P (+1), d)`: CLS comes first, one a time index."""
+        """`(B, T, P, d)` to `(B, T, prefix + P, d)`: CLS comes first, one a time index, then registers."""
+        x = self._enter(x)
+        rope = None if self.rope is None else (rotary_positions(*self.rope, x.device),)
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, *(rope or ()), use_reentrant=False)
+            else:
+                x = block(x, *(rope or ()))
+        return x if self.fc_norm else apply(self.norm, x)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """`(…, prefix + P, d)` of `forward` to `(…, d)`."""
+        if self.classifier in ("token", "0"):
+            pooled = tokens[..., 0, :]
+        else:
+            patches = tokens[..., self.prefix :, :]
+            if self.attention_pool is not None:
+                pooled = apply(self.attention_pool, patches)
+            elif self.classifier == "gmp":
+                pooled = patches.amax(-2)
+            else:
+                pooled = patches.sum(-2) if self.classifier == "gsp" else patches.mean(-2)
+        return apply(self.norm, pooled) if self.fc_norm else pooled
+
+    def _enter(self, x: Tensor) -> Tensor:
+        """What the first block gets: tokens with their prefix and positions."""
         B, T, _, d = x.shape
         if self.cls is not None:
             x = torch.cat((self.cls.to(x.dtype).expand(B, T, 1, d), x), dim=2)
-        x = self.drop(x + self.position.view(1, T if self.position_per_frame else 1, -1, d))
-        for block in self.blocks:
-            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return apply(self.norm, x)
+        if self.position is not None:
+            x = x + self.position.view(1, T if self.position_per_frame else 1, -1, d)
+        if self.registers is not None:
+            at = int(self.cls is not None)
+            registers = self.registers.to(x.dtype).expand(B, T, -1, d)
+            x = torch.cat((x[:, :, :at], registers, x[:, :, at:]), dim=2)
+        x = self.drop(x)
+        return x if self.embed_norm is None else apply(self.embed_norm, x)
 
 
 class ViViT(nn.Module):
@@ -92,14 +138,17 @@ class ViViT(nn.Module):
         if not self.config.factorised_encoder:
             T, P = (1, self.config.tokens) if self.config.variant == "model1" else (n_t, n_h * n_w)
             return apply(self.encoder, _by_frame(tokens, T, P)).flatten(1, 2)
-        frames = self._pool_tokens(self.encoder(_by_frame(tokens, n_t, n_h * n_w)))
+        frames = self.encoder.pool(self.encoder(_by_frame(tokens, n_t, n_h * n_w)))
         if self.temporal_encoder is None:
             return frames
         return apply(self.temporal_encoder, frames.unsqueeze(1)).squeeze(1)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """`(B, n, d)` of `encode` to `(B, d)`."""
-        return tokens.mean(1) if self.config.variant == "average" else self._pool_tokens(tokens)
+        if self.config.variant == "average":
+            return tokens.mean(1)
+        last = self.encoder if self.temporal_encoder is None else self.temporal_encoder
+        return last.pool(tokens)
 
     def embed(self, x: Tensor) -> Tensor:
         """Tokens `(B, tokens, d)` without positions.
@@ -134,15 +183,6 @@ class ViViT(nn.Module):
         for encoder in (self.encoder, self.temporal_encoder):
             if encoder is not None:
                 encoder.activation_checkpointing = on
-
-    def _pool_tokens(self, tokens: Tensor) -> Tensor:
-        """The second last axis pooled away."""
-        kind = self.config.classifier
-        if kind in ("token", "0"):
-            return tokens[..., 0, :]
-        if kind == "gmp":
-            return tokens.amax(-2)
-        return tokens.sum(-2) if kind == "gsp" else tokens.mean(-2)
 
     def _tubelets(self, x: Tensor) -> Tensor:
         config = self.config
@@ -183,6 +223,7 @@ def _temporal_encoder(config: ViViTConfig) -> Encoder:
         layers=config.temporal_layers,
         heads=config.temporal_heads or config.heads,
         mlp=config.temporal_mlp or config.mlp,
+        main=False,
     )
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.vivit.config import ViViTConfig
-from tubelet.vivit.layers import Attention
+from tubelet.vivit.layers import Attention, AttentionPool, Rope, rotate
 from tubelet.vivit.model import Encoder, ViViT
 from tubelet.vivit.tubelets import sample_frames_uniformly
 
@@ -36,11 +36,11 @@ def attention_rollout(model: ViViT, x: Tensor) -> Tensor:
     with _recorded(model.eval()) as seen:
         model(x)
     model.train(was_training)
-    inner = _through(model.encoder, seen, model.config)
+    inner = _through(model.encoder, seen)
     if model.config.factorised_encoder:
         frames = inner.new_full(inner.shape[:2], 1 / grid[0])
         if model.temporal_encoder is not None:
-            frames = _through(model.temporal_encoder, seen, model.config)[:, 0]
+            frames = _through(model.temporal_encoder, seen)[:, 0]
         inner = inner / inner.sum(2, keepdim=True) * (frames / frames.sum(1, keepdim=True))[..., None]
     rolled = inner.reshape(inner.shape[0], *grid)
     return rolled / rolled.sum((1, 2, 3), keepdim=True)
@@ -69,10 +69,13 @@ def _recorded(model: ViViT) -> Iterator[dict[nn.Module, Weights]]:
     seen: dict[nn.Module, Weights] = {}
 
     def record(module: nn.Module, args: tuple[Any, ...]) -> None:
-        assert isinstance(module, Attention)
-        seen[module] = attention_weights(module, args[0])
+        if isinstance(module, AttentionPool):
+            seen[module] = {"pool": _pool_weights(module, args[0])}
+        elif isinstance(module, Attention):
+            seen[module] = attention_weights(module, *args)
 
-    handles = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, Attention)]
+    kinds = (Attention, AttentionPool)
+    handles = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, kinds)]
     try:
         yield seen
     finally:
@@ -80,7 +83,7 @@ def _recorded(model: ViViT) -> Iterator[dict[nn.Module, Weights]]:
             handle.remove()
 
 
-def attention_weights(attention: Attention, x: Tensor) -> Weights:
+def attention_weights(attention: Attention, x: Tensor, rope: Rope | None = None) -> Weights:
     """Softmax weights averaged over heads: "space" `(B, T, P, P)`, "time" `(B, P, T, T)`."""
     # One head at a time: all of them would be heads times the memory.
     d, heads = x.shape[-1], attention.heads
@@ -93,19 +96,21 @@ def attention_weights(attention: Attention, x: Tensor) -> Weights:
         q_h, k_h = (part[..., head * size : (head + 1) * size] for part in (q, k))
         if axis == "time":
             q_h, k_h = q_h.transpose(1, 2), k_h.transpose(1, 2)
+        elif rope is not None:
+            q_h, k_h = rotate(q_h, rope), rotate(k_h, rope)
         weights = (q_h @ k_h.transpose(-1, -2) / size**0.5).softmax(-1) / axes.count(axis)
         found[axis] = found[axis] + weights if axis in found else weights
     return found
 
 
-def _through(encoder: Encoder, seen: dict[nn.Module, Weights], config: ViViTConfig) -> Tensor:
-    """What each token (without CLS) contributes to the pooled output of one encoder: `(B, T, P)`."""
+def _through(encoder: Encoder, seen: dict[nn.Module, Weights]) -> Tensor:
+    """What each token (without CLS and registers) contributes to an encoder's pooled output: `(B, T, P)`."""
     first = next(module for module in encoder.modules() if isinstance(module, Attention))
-    row = _start(seen[first], config)
+    row = _start(seen[first], encoder, seen)
     for block in reversed(encoder.blocks):
         for attention in reversed(_in_order(block)):
             row = 0.5 * row + 0.5 * _step(row, seen[attention])
-    return row[:, :, 1:] if encoder.cls is not None else row
+    return row[:, :, encoder.prefix :]
 
 
 def _in_order(block: nn.Module) -> list[Attention]:
@@ -113,7 +118,17 @@ def _in_order(block: nn.Module) -> list[Attention]:
     return found if getattr(block, "space_first", True) else found[::-1]
 
 
-def _start(weights: Weights, config: ViViTConfig) -> Tensor:
+def _pool_weights(pool: AttentionPool, x: Tensor) -> Tensor:
+    """What the learned query attends to, averaged over heads: `(B, P)` of the tokens `(…, P, d)`."""
+    tokens, d, heads = x.flatten(0, -3).float(), x.shape[-1], pool.attention.heads
+    weight, bias = pool.attention.qkv.weight.float(), pool.attention.qkv.bias.float()
+    q = F.linear(pool.probe.float(), weight[:d], bias[:d]).view(1, 1, heads, -1)
+    k = F.linear(tokens, weight[d : 2 * d], bias[d : 2 * d]).view(*tokens.shape[:2], heads, -1)
+    scores: Tensor = (q * k).sum(-1) / k.shape[-1] ** 0.5
+    return scores.softmax(1).mean(2)
+
+
+def _start(weights: Weights, encoder: Encoder, seen: dict[nn.Module, Weights]) -> Tensor:
     """The pooling as a row over the tokens `(B, T, P)`: CLS, or all alike; of each time index in Model 2."""
     if "space" in weights:
         B, T, P, _ = weights["space"].shape
@@ -121,10 +136,12 @@ def _start(weights: Weights, config: ViViTConfig) -> Tensor:
         B, P, T, _ = weights["time"].shape
     like = next(iter(weights.values()))
     row = like.new_zeros(B, T, P)
-    if config.classifier in ("token", "0"):
+    if encoder.classifier in ("token", "0"):
         row[:, :, 0] = 1
+    elif encoder.attention_pool is not None:
+        row[:, :, encoder.prefix :] = seen[encoder.attention_pool]["pool"].view(B, T, -1)
     else:
-        row += 1 / P
+        row[:, :, encoder.prefix :] = 1 / (P - encoder.prefix)
     return row
 
 

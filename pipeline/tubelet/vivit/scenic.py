@@ -51,6 +51,7 @@ def entries(config: ViViTConfig) -> list[Entry]:
     main = "SpatialTransformer" if config.factorised_encoder else "Transformer"
     heads, mlp = config.heads, config.mlp
     found += _encoder(config, main, "encoder", places, layers=config.layers, heads=heads, mlp=mlp)
+    found += _image_parts(config, main)
     if config.variant == "model2":
         heads, mlp = config.temporal_heads or heads, config.temporal_mlp or mlp
         found += _encoder(
@@ -201,11 +202,35 @@ def _encoder(
     config: ViViTConfig, name: str, parameter: str, places: int, *, layers: int, heads: int, mlp: int
 ) -> list[Entry]:
     dim = config.dim
-    rows = places + config.has_cls
+    has_cls = config.has_cls if parameter == "encoder" else config.pools_cls
+    rows = places + has_cls
     found = [Entry(f"{name}/posembed_input/pos_embedding", f"{parameter}.position", (1, rows, dim))]
-    if config.has_cls:
+    if config.rope and parameter == "encoder":
+        found = []
+    if has_cls:
         cls = "cls" if name == "Transformer" else f"cls_{name}"
         found.append(Entry(cls, f"{parameter}.cls", (1, 1, dim)))
     for layer in range(layers):
         found += _block(config, f"{name}/encoderblock_{layer}", f"{parameter}.blocks.{layer}", heads, mlp)
+    if config.classifier == "map":
+        found += _attention_pool(f"{name}/MAPHead_0", f"{parameter}.attention_pool", dim, heads, mlp)
     return found + _norm(f"{name}/encoder_norm", f"{parameter}.norm", dim)
+
+
+def _attention_pool(name: str, parameter: str, dim: int, heads: int, mlp: int) -> list[Entry]:
+    """Under big_vision's names, as the original has no such pooling."""
+    found = [Entry(f"{name}/probe", f"{parameter}.probe", (1, 1, dim))]
+    found += _attention(f"{name}/MultiHeadDotProductAttention_0", f"{parameter}.attention", dim, heads)
+    found += _norm(f"{name}/LayerNorm_0", f"{parameter}.norm", dim)
+    found += _linear(f"{name}/MlpBlock_0/Dense_0", f"{parameter}.mlp.fc1", (dim, mlp))
+    return found + _linear(f"{name}/MlpBlock_0/Dense_1", f"{parameter}.mlp.fc2", (mlp, dim))
+
+
+def _image_parts(config: ViViTConfig, name: str) -> list[Entry]:
+    """What image models bring and the original does not know, under names of the same kind."""
+    found = []
+    if config.registers:
+        found.append(Entry(f"{name}/registers", "encoder.registers", (1, config.registers, config.dim)))
+    return found + (
+        _norm(f"{name}/embed_norm", "encoder.embed_norm", config.dim) if config.embed_norm else []
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tubelet.vivit import families, timm_models
 from tubelet.vivit.config import ViViTConfig
 from tubelet.vivit.files import FORMAT, load_model
-from tubelet.vivit.foreign import from_huggingface, from_npz, from_timm, hf_name, timm_name
-from tubelet.vivit.huggingface import config_from_huggingface, read_json, read_weights
+from tubelet.vivit.foreign import from_npz, from_weights
+from tubelet.vivit.huggingface import IMAGENET, config_from_huggingface, read_json, read_weights
 from tubelet.vivit.model import ViViT
 from tubelet.vivit.report import LoadReport
 from tubelet.vivit.scenic import read_arrays, to_scenic
@@ -25,6 +28,80 @@ if TYPE_CHECKING:
     import numpy as np
 
     Weights = str | os.PathLike[str] | ViViT | Mapping[str, "np.ndarray[Any, Any] | Tensor"]
+
+# Of a source's settings, those that a model of any size must share to compute the same from its weights.
+SHARED_SETTINGS = (
+    *("activation", "layer_norm_eps", "mean", "std"),
+    *("class_token", "registers", "embed_norm", "fc_norm", "rope"),
+)
+# How transformers resizes the positions of a frame; bicubic where not said.
+_RESIZE = {"vivit": "corners", "dinov2_with_registers": "bicubic_antialias"}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights as they were found, before a model is known that they are for.
+
+    Attributes:
+        name: For people.
+        fields: Fields of `ViViTConfig` that the source decides.
+        weights: Of a torch ViT; else `arrays` are the original's.
+        arrays: Under the original's names.
+        grid: Tokens along time, height and width.
+        resize: How the source's library resizes positions.
+        notes: What was assumed.
+        known: Whether a config said what `fields` holds beyond shapes.
+    """
+
+    name: str
+    fields: Mapping[str, Any]
+    weights: families.Weights | None = None
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    grid: tuple[int, int, int] | None = None
+    resize: str = "corners"
+    notes: tuple[str, ...] = ()
+    known: bool = False
+
+    def settings(self, variant: str) -> dict[str, Any]:
+        """Fields for a model of this variant and of any size: what the weights mean, and preprocessing."""
+        found = {name: self.fields[name] for name in SHARED_SETTINGS if self.fields.get(name)}
+        pool = self.fields.get("classifier")
+        without_cls = variant in ("model3", "model4") and pool in ("token", "0")
+        if pool == "map" or (self.weights is not None and pool and not without_cls):
+            found["classifier"] = pool
+        return found
+
+    def size(self) -> dict[str, Any]:
+        """Fields that make a model as large as the source, of its patches and tubelets."""
+        return {name: self.fields[name] for name in _SIZE if name in self.fields}
+
+    def for_model(self, config: ViViTConfig) -> Source:
+        """The source as a model of this config takes it.
+
+        Raises:
+            ValueError: The number of heads differs, which no shape shows.
+        """
+        heads = self.fields.get("heads")
+        if self.known and self.weights is not None and heads != config.heads:
+            raise ValueError(
+                f"{self.name}: has {heads} attention heads, the model {config.heads}; set heads={heads}"
+            )
+        if self.weights is None:
+            return Source(self.name, self.arrays, grid=self.grid, notes=self.notes)
+        arrays, names = from_weights(self.weights, config.heads)
+        notes = (*self.notes, *self.weights.notes)
+        notes += _differences(self.fields, config) if self.known else ()
+        parts = self.weights.parts | {"rope": self._rope()}
+        sine = self.weights.has_sine_positions
+        left_over = self.weights.left_over
+        return Source(self.name, arrays, left_over, self.grid, notes, names, parts, self.resize, sine)
+
+    def _rope(self) -> float | None:
+        assert self.weights is not None
+        return self.fields.get("rope", 100.0) if self.weights.has_rotary_positions else None
+
+
+_SIZE = ("tubelet", "dim", "layers", "heads", "mlp")
 
 
 def init_from(model: ViViT, source: Weights, **options: Any) -> LoadReport:
@@ -58,77 +135,130 @@ def init_from_vivit(
     """
     found = read_source(source, model.config)
     if grid is not None:
-        found = Source(found.name, found.arrays, found.left_over, grid, found.notes, found.names)
+        found = dataclasses.replace(found, grid=grid)
     return transfer(model, found, InitOptions(**options))
 
 
 def read_source(source: Weights, config: ViViTConfig) -> Source:
     """Weights of any kind under the original's names; `config` is that of the model they are for."""
+    return read_pretrained(source).for_model(config)
+
+
+def read_pretrained(source: Weights) -> Pretrained:
+    """Weights of any kind that `init_from` takes, and what their source says of them.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: Not the weights of a ViT or ViViT that we know; what it is instead.
+        RuntimeError: A package or the network is missing.
+    """
     if isinstance(source, ViViT):
-        return _from_ours(source, f"a {source.config.variant}")
+        return _of_ours(source, f"a {source.config.variant}")
     if isinstance(source, Mapping):
-        return _from_arrays(source, "the given arrays", config)
+        return _of_arrays(source, "the given arrays")
     name = os.fspath(source)
     if name.startswith("timm:"):
-        return _from_arrays(_fetch_timm(name[5:]), name, config)
-    path = Path(_fetch_huggingface(name[3:])) if name.startswith("hf:") else Path(name)
+        state, fields = _fetch(name, lambda: timm_models.fetch(name[5:]))
+        return _of_weights(state, name, fields, resize="bicubic_antialias")
+    path = fetch_huggingface(name[3:]) if name.startswith("hf:") else Path(name)
     if path.is_dir():
-        return _from_folder(path, name, config)
+        return _of_folder(path, name)
     if not path.is_file():
         raise FileNotFoundError(f"{name}: no such file or folder of weights (nor timm:NAME, hf:NAME)")
-    return _from_file(path, config)
+    return _of_file(path)
 
 
-def _from_ours(model: ViViT, name: str) -> Source:
+def _of_ours(model: ViViT, name: str) -> Pretrained:
     n_t, n_h, n_w = model.config.grid
     grid = (1 if model.config.factorised_encoder else n_t, n_h, n_w)
-    return Source(name, to_scenic(model), grid=grid)
+    fields = {name: getattr(model.config, name) for name in (*SHARED_SETTINGS, *_SIZE, "classifier")}
+    return Pretrained(name, fields, arrays=to_scenic(model), grid=grid, known=True)
 
 
-def _from_file(path: Path, config: ViViTConfig) -> Source:
+def _of_file(path: Path) -> Pretrained:
     if path.suffix == ".npz":
-        return _from_arrays(read_arrays(path), path.name, config)
+        return _of_arrays(read_arrays(path), path.name)
     if path.suffix == ".safetensors":
         if _is_ours(path):
-            return _from_ours(load_model(path)[0], path.name)
-        return _from_arrays(load_file(path), path.name, config)
+            return _of_ours(load_model(path)[0], path.name)
+        return _bare(load_file(path), path.name)
     if path.suffix in (".pt", ".pth", ".bin"):
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return _from_arrays(state.get("state_dict", state.get("model", state)), path.name, config)
+        return _bare(state.get("state_dict", state.get("model", state)), path.name)
     raise ValueError(f"{path}: must be .safetensors, .npz, .pt, .pth or .bin, or a folder")
 
 
-def _from_folder(folder: Path, name: str, config: ViViTConfig) -> Source:
+def _of_folder(folder: Path, name: str) -> Pretrained:
     ours = folder / "model.safetensors"
     if ours.is_file() and _is_ours(ours):
-        return _from_ours(load_model(ours)[0], name)
+        return _of_ours(load_model(ours)[0], name)
     theirs = read_json(folder / "config.json")
+    if timm_models.is_timm_folder(theirs):
+        fields = timm_models.fields_of_folder(folder)
+        return _of_weights(read_weights(folder), name, fields, resize="bicubic_antialias")
     preprocessor = read_json(folder / "preprocessor_config.json", missing_ok=True)
-    found = config_from_huggingface(theirs, preprocessor)
-    if found.heads != config.heads:
-        raise ValueError(
-            f"{name}: has {found.heads} attention heads, the model {config.heads}; set heads={found.heads}"
-        )
-    source = _from_arrays(read_weights(folder), name, config)
-    n_t, n_h, n_w = found.grid
-    notes = _differences(found, config, bool(preprocessor))
-    return Source(name, source.arrays, source.left_over, (n_t, n_h, n_w), notes, source.names)
+    config = config_from_huggingface(theirs, preprocessor)
+    fields = {one.name: getattr(config, one.name) for one in dataclasses.fields(config)}
+    notes: tuple[str, ...] = ()
+    if not preprocessor:
+        notes = (f"no preprocessor_config.json: mean={config.mean}, std={config.std}",)
+    resize = _RESIZE.get(theirs["model_type"], "bicubic")
+    return _of_weights(read_weights(folder), name, fields, resize=resize, grid=config.grid, notes=notes)
 
 
-def _from_arrays(arrays: Mapping[str, Any], name: str, config: ViViTConfig) -> Source:
+def _of_weights(
+    state: Mapping[str, Tensor],
+    name: str,
+    fields: Mapping[str, Any],
+    *,
+    resize: str,
+    grid: tuple[int, int, int] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Pretrained:
+    """Weights of a library that says all settings."""
+    height, width = fields["height"] // fields["tubelet"][1], fields["width"] // fields["tubelet"][2]
+    weights = families.read(state, height * width)
+    grid = grid or (1, height, width)
+    return Pretrained(name, fields, weights, grid=grid, resize=resize, notes=notes, known=True)
+
+
+def _of_arrays(arrays: Mapping[str, Any], name: str) -> Pretrained:
     named = read_arrays(arrays)
-    if any(key.startswith("patch_embed.") for key in named):
-        found, left_over = from_timm(named, config.heads)
-        return Source(name, found, left_over, names={key: _fused(timm_name(key)) for key in found})
-    if any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in named):
-        found, left_over = from_huggingface(named, config.heads)
-        prefix = next((p for p in ("vivit.", "vit.") if any(key.startswith(p) for key in named)), "")
-        return Source(name, found, left_over, names={key: hf_name(key, prefix) for key in found})
+    if families.is_known(named):
+        weights = families.read(named)
+        return Pretrained(name, weights.fields, weights)
     if not any("encoderblock_0/" in key for key in named):
         raise ValueError(
             f"{name}: not the weights of a ViT or ViViT that we know (timm, Hugging Face, original)"
         )
-    return Source(name, *from_npz(named))
+    found, _ = from_npz(named)
+    return Pretrained(name, {}, arrays=found)
+
+
+def _bare(arrays: Mapping[str, Any], name: str) -> Pretrained:
+    """A file without a config: its shapes say much, the rest is assumed, and said."""
+    found = _of_arrays(arrays, name)
+    if found.weights is None:
+        return found
+    weights, fields = found.weights, dict(found.fields)
+    mean, std = IMAGENET
+    fields |= {"heads": max(1, fields["dim"] // 64), "mean": mean, "std": std, "activation": "gelu"}
+    if weights.has_rotary_positions:
+        fields["rope"] = 100.0
+    if fields["embed_norm"]:
+        fields |= {"activation": "quick_gelu", "layer_norm_eps": 1e-5}
+    if fields["classifier"] == "map":
+        fields["activation"] = "gelu_tanh"
+    # DINOv2 is the family with layer scale and positions, and it resizes without antialiasing.
+    resize = "bicubic" if weights.has_layer_scale and not fields["registers"] else "bicubic_antialias"
+    assumed = {
+        "heads": f"dim / 64 = {fields['heads']}",
+        "mean": f"{mean} and std={std} of ImageNet",
+        "activation": fields["activation"],
+        "resize": resize,
+    }
+    notes = tuple(f"a file without settings: taken as {key}={value}" for key, value in assumed.items())
+    return dataclasses.replace(found, fields=fields, resize=resize, notes=notes)
 
 
 def _has_time(source: Source) -> bool:
@@ -140,49 +270,37 @@ def _is_ours(path: Path) -> bool:
         return (file.metadata() or {}).get("format") == FORMAT
 
 
-def _fused(name: str) -> str:
-    for part in ("q", "k", "v"):
-        name = name.replace(f".attn.{part}.", ".attn.qkv.")
-    return name
-
-
-def _differences(theirs: ViViTConfig, ours: ViViTConfig, has_preprocessor: bool) -> tuple[str, ...]:
+def _differences(theirs: Mapping[str, Any], ours: ViViTConfig) -> tuple[str, ...]:
     """Settings that make the same weights compute something else; none of them is an error."""
-    names = ["activation", "layer_norm_eps"] + (["mean", "std"] if has_preprocessor else [])
     return tuple(
-        f"the source was trained with {name}={getattr(theirs, name)}, the model has {getattr(ours, name)}"
-        for name in names
-        if getattr(theirs, name) != getattr(ours, name)
+        f"the source was trained with {name}={theirs[name]}, the model has {getattr(ours, name)}"
+        for name in ("activation", "layer_norm_eps", "mean", "std")
+        if name in theirs and theirs[name] != getattr(ours, name)
     )
 
 
-def _fetch_timm(name: str) -> Mapping[str, Tensor]:
-    try:
-        import timm
-    except ImportError as error:
-        raise RuntimeError(f"timm:{name} needs the package timm: pip install timm") from error
-    state: Mapping[str, Tensor] = _fetch(
-        f"timm:{name}", lambda: timm.create_model(name, pretrained=True).state_dict()
-    )
-    return state
+def fetch_huggingface(name: str) -> Path:
+    """The local folder of a model on the Hugging Face hub, from its cache or the network.
 
-
-def _fetch_huggingface(name: str) -> str:
+    Raises:
+        RuntimeError: The package huggingface_hub is missing, or the model cannot be fetched.
+    """
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise RuntimeError(
-            f"hf:{name} needs the package huggingface_hub: pip install huggingface_hub"
+            f"hf:{name} needs the package huggingface_hub: pip install 'tubelet[pretrained]'"
         ) from error
     wanted = ["config.json", "preprocessor_config.json", "*.safetensors"]
-    folder: str = _fetch(f"hf:{name}", lambda: snapshot_download(name, allow_patterns=wanted))
-    return folder
+    return Path(_fetch(f"hf:{name}", lambda: snapshot_download(name, allow_patterns=wanted)))
 
 
 def _fetch(name: str, fetch: Callable[[], Any]) -> Any:
     """Hubs raise errors of many kinds; all mean that the weights are not here."""
     try:
         return fetch()
+    except (timm_models.TimmError, ValueError):
+        raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise RuntimeError(

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tubelet.vivit.config import ViViTConfig
 from tubelet.vivit.initialise import zero_temporal_attention
 from tubelet.vivit.model import ViViT
 from tubelet.vivit.report import LoadReport
@@ -23,6 +25,7 @@ _CHOICES = {
     "position": ("auto", "tile", "resize", "resize_tile", "keep"),
     "embedding": ("central", "average", "average_arp", "keep"),
     "temporal_attention": ("zero_output", "zero", "copy", "keep"),
+    "resize": ("source", "corners", "bicubic", "bicubic_antialias"),
 }
 POSITION = "posembed_input/pos_embedding"
 
@@ -45,6 +48,9 @@ class InitOptions:
     own. `spatial_attention=False` leaves the model's own spatial attention
     (init_spatial_transformer=False).
 
+    `resize`, of a frame's positions to another grid: "source" as the source's own library does it, "corners"
+    bilinear with aligned corners (the original, and between videos), "bicubic", "bicubic_antialias".
+
     `spatial_cls`: Model 2's spatial CLS takes the image's; the original leaves it at zero, as its name
     differs.
     """
@@ -55,6 +61,7 @@ class InitOptions:
     spatial_attention: bool = True
     temporal_attention: str = "zero_output"
     spatial_cls: bool = False
+    resize: str = "source"
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -64,7 +71,11 @@ class InitOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """Weights under the original's names; `grid`: tokens along time, height, width (None: a square frame)."""
+    """Weights under the original's names; `grid`: tokens along time, height, width (None: a square frame).
+
+    `parts`: config fields that say which parts the source has beside those of a plain ViT (None: as a plain
+    one). `resize`: how its library resizes the positions of a frame. `sine`: they are VideoMAE's fixed ones.
+    """
 
     name: str
     arrays: Mapping[str, Tensor]
@@ -73,11 +84,15 @@ class Source:
     notes: tuple[str, ...] = ()
     # The report's names: the original's to the source's own.
     names: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, Any] | None = None
+    resize: str = "corners"
+    sine: bool = False
 
 
 @torch.no_grad()
 def transfer(model: ViViT, source: Source, options: InitOptions) -> LoadReport:
     """Fill `model` in place. Raises `ValueError` where shapes differ without a rule, naming what is right."""
+    _check_parts(source, model.config, options)
     job = _Transfer(model, source, options)
     for name, value in source.arrays.items():
         job.place(name, value)
@@ -110,6 +125,8 @@ class _Transfer:
             self.report.left_over[self._own_name(name)] = reason
 
     def finish(self) -> LoadReport:
+        if self.source.sine:
+            self._sine_positions()
         if not self.found:
             raise ValueError(f"{self.source.name}: no weights of a ViT or ViViT in it")
         check_shapes(self.found, self.entries)
@@ -184,7 +201,8 @@ class _Transfer:
             how = "interpolated in time"
         else:
             fitted, how = self._fit_grid(rows)
-        if self.config.has_cls:
+        main = target.startswith(self.main)
+        if self.config.has_cls if main else self.config.pools_cls:
             own = self.before[target][:, :1]
             fitted = torch.cat((value[:, :1] if has_cls else own, fitted), dim=1)
             how += "" if has_cls else ", the CLS row kept"
@@ -222,7 +240,18 @@ class _Transfer:
         if old[0] != new[0]:
             over_time = f"tiled over {new[0]} time indices" if old[0] == 1 else f"time {old[0]} to {new[0]}"
             words = f"{words}, {over_time}" if words else over_time
-        return resize_grid(rows, old, new), words
+        method = self.source.resize if self.options.resize == "source" else self.options.resize
+        if same or method == "corners":
+            return resize_grid(rows, old, new), words
+        if old[0] != 1:
+            raise ValueError(f'resize="{method}": only for the positions of a frame; use resize="corners"')
+        frame = resize_frame(rows, old[1:], new[1:], antialias=method == "bicubic_antialias")
+        return frame.repeat(1, new[0], 1), f"{words} ({method.replace('_', ', ')})"
+
+    def _sine_positions(self) -> None:
+        name = f"{self.main}/{POSITION}"
+        self.found[name] = sine_positions(self.config.tokens, self.config.dim)
+        self.report.adapted[self.entries[name].parameter] = "the source's fixed sine positions"
 
     # ---- the rest of the report
 
@@ -244,6 +273,27 @@ class _Transfer:
 
     def _own_name(self, name: str) -> str:
         return self.source.names.get(name, name)
+
+
+def _check_parts(source: Source, config: ViViTConfig, options: InitOptions) -> None:
+    """Refuse, by name, a model that would compute something else from these weights."""
+    if source.parts is None:
+        return
+    if source.sine and config.variant != "model1":
+        raise ValueError(
+            f"{source.name}: attends to space and time at once; choose model1, not {config.variant}"
+        )
+    for name, value in source.parts.items():
+        ours = getattr(config, name)
+        if name == "rope" and value and not config.factorised_encoder:
+            raise ValueError(
+                f"{source.name}: rotary positions are those of one frame: choose model2 or average, "
+                f"not {config.variant}"
+            )
+        if (ours or None) != (value or None):
+            raise ValueError(f"{source.name}: has {name}={value}, the model {ours}; set {name}={value}")
+    if options.resize != "source" and (source.sine or source.parts.get("rope")):
+        raise ValueError(f'resize="{options.resize}": {source.name} has no learned positions to resize')
 
 
 def inflate(kernel: Tensor, wanted: tuple[int, ...], how: str) -> tuple[Tensor, str]:
@@ -293,6 +343,20 @@ def resize_grid(rows: Tensor, old: tuple[int, int, int], new: tuple[int, int, in
     if tuple(grid.shape[2:]) != new:
         grid = F.interpolate(grid, size=new, mode="trilinear", align_corners=True)
     return grid.permute(0, 2, 3, 4, 1).reshape(1, _size(new), -1)
+
+
+def resize_frame(rows: Tensor, old: tuple[int, int], new: tuple[int, int], *, antialias: bool) -> Tensor:
+    """Positions `(1, old places, d)` of a frame to `(1, new places, d)`: bicubic, half-pixel centres."""
+    grid = rows.reshape(1, *old, -1).permute(0, 3, 1, 2)
+    found = F.interpolate(grid, size=new, mode="bicubic", align_corners=False, antialias=antialias)
+    return found.flatten(2).transpose(1, 2)
+
+
+def sine_positions(tokens: int, dim: int) -> Tensor:
+    """The fixed positions of VideoMAE, `(1, tokens, dim)`: sines in even channels, cosines in odd ones."""
+    channel = torch.arange(dim, dtype=torch.float64)
+    angles = torch.arange(tokens, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
+    return torch.where(channel % 2 == 0, angles.sin(), angles.cos()).float()[None]
 
 
 def square_grid(tokens: int, like: tuple[int, int, int]) -> tuple[int, int, int]:
