@@ -11,6 +11,7 @@ from support import S3Bucket
 from support.training import moving_square, write_video
 from tubelet import storage
 from tubelet.clips import ClipDecoder, ClipSpec, TrainCrop, tubelets_to_clip
+from tubelet.video import DecoderStartError
 
 SPEC = ClipSpec(frames=8, stride=None, size=32, short_side=40, tubelet=(2, 16, 16))
 
@@ -62,6 +63,15 @@ def test_views_of_good_and_broken_videos(decoder: ClipDecoder, folder: Path) -> 
     clip = tubelets_to_clip(out["tubelets"][0, 0], 8, 32, 32, SPEC.tubelet)
     assert 150 < clip.max() < 256
     assert np.allclose(np.diff(out["clip_times_s"][0, 0]), 0.2)
+
+
+def test_decoder_that_cannot_start_is_no_row_s_error(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "av.py").write_text("raise ImportError('no libavcodec')\n", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DecoderStartError, match="no libavcodec"):
+        ClipDecoder(SPEC)(rows(str(folder / "other.mp4")))
 
 
 def test_several_views(folder: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from support import free_port, mlflow_server, wait_until
+from support.hostile import HostileFolder
 from tubelet.config import UserError
 from tubelet.tracking import ModelLink, Tracker, default_tracking_uri
 from tubelet.tracking.registry import check_uri, code_tags
@@ -177,8 +178,11 @@ sys.stdin.read()
 
 
 def start_driver(uri: str, spool: Path, *more: str) -> tuple[subprocess.Popen[str], str]:
+    # As a command in a person's folder: the guard, too, must not import from it.
+    folder = HostileFolder(spool / "work")
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, uri, str(spool), *more],
+        [sys.executable, "-P", "-c", DRIVER, uri, str(spool), *more],
+        cwd=folder.path,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
