@@ -13,7 +13,7 @@ from tubelet.training.mixup import Mix, apply_mix, draw_mix
 from tubelet.training.optim import (
     Ema,
     clip_gradients,
-    freeze_backbone,
+    freeze_parameters,
     level_of,
     make_optimiser,
     parameter_groups,
@@ -170,7 +170,7 @@ def test_decay_spares_biases_norms_positions_and_class_tokens() -> None:
 
 def test_only_the_head_learns_on_a_frozen_backbone() -> None:
     model = ViViT(CONFIG)
-    freeze_backbone(model)
+    freeze_parameters(model, "backbone")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimiser = make_optimiser(model, OptimiserSettings(lr=0.5))
     x, labels = batch()

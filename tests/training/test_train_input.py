@@ -10,7 +10,6 @@ import pytest
 from support.training import RECIPE, write_corpus
 from tubelet.config import UserError
 from tubelet.corpus.manifest import read_manifest, write_manifest
-from tubelet.training.build import initial_model
 from tubelet.training.prepare import Request, prepare, write_record
 from tubelet_jobs.recipes import load_recipe
 
@@ -104,9 +103,8 @@ def test_somebody_elses_folder_is_refused(manifest: str, tmp_path: Path) -> None
 
 def test_weights_that_are_none(manifest: str, tmp_path: Path) -> None:
     for init in (str(tmp_path / "nothing"), "models:/nobody@best"):
-        prepared = prepare(request(manifest, tmp_path / "out", init=init))
         with pytest.raises(UserError, match=r"no such file|cannot load|nothing"):
-            initial_model(prepared)
+            prepare(request(manifest, tmp_path / "out", init=init))
 
 
 def test_validation_leaves_out_classes_that_are_not_trained(manifest: str, tmp_path: Path) -> None:

@@ -255,6 +255,21 @@ def test_timm_models_that_are_no_plain_vit_are_refused_by_name() -> None:
         timm_fields(eva, {})
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": "hf-hub:someone/model"},
+        {"architecture": "vit_tiny_patch16_224", "model_args": {"checkpoint_path": "evil.pt"}},
+        {"architecture": "no_such_model"},
+    ],
+)
+def test_timm_folder_makes_nothing_else_be_read(config: dict[str, Any], tmp_path: Path) -> None:
+    load_timm()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"architecture=|cannot make its no_such_model"):
+        read_pretrained(tmp_path)
+
+
 WEIGHTS = SHARED / "weights" / "vit_s14_image.safetensors"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -11,19 +10,20 @@ import torch
 
 from tubelet import storage
 from tubelet.clips import TrainCrop
-from tubelet.config import UserError
 from tubelet.inference.bundle import ModelBundle
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.examples import Targets
 from tubelet.training.feed import FeedConfig
+from tubelet.training.initial import check_frozen, read_init
 from tubelet.training.job import TrainJob
+from tubelet.training.optim import frozen_names
 from tubelet.training.plan import Plan, Validation
 from tubelet.training.prepare import INITIAL, Prepared
 from tubelet.training.recipe import parse_views
 from tubelet.training.resources import Resources
 from tubelet.training.state import MODEL_FILE
 from tubelet.training.stream import StreamConfig
-from tubelet.vivit import ViViT, init_from
+from tubelet.vivit import ViViT
 
 
 def initial_model(prepared: Prepared) -> str:
@@ -32,7 +32,8 @@ def initial_model(prepared: Prepared) -> str:
     Returns what became of the weights of ``--init``, as a table for people ('' without).
 
     Raises:
-        UserError: ``--init`` names no weights, or they do not fit the model.
+        UserError: ``--init`` names no weights, or they do not fit the model, or ``freeze`` would keep what
+            they do not reach.
     """
     request = prepared.request
     target = storage.join(request.out, INITIAL, MODEL_FILE)
@@ -48,37 +49,11 @@ def initial_model(prepared: Prepared) -> str:
 
 
 def _fill(model: ViViT, prepared: Prepared) -> str:
-    request, init = prepared.request, prepared.request.recipe.init
-    source: ViViT | str = request.init or ""
-    head = False
-    if _is_ours(str(source)):
-        bundle = ModelBundle.load(str(source), request.tracking_uri, request.options)
-        source, head = bundle.model, bundle.labels == prepared.examples.labels
-    try:
-        report = init_from(
-            model,
-            source,
-            embedding=init.embedding,
-            # Between two videos "auto" knows what their grids need; the recipe's word is for an image's.
-            position="auto" if isinstance(source, ViViT) else init.position,
-            temporal_attention=_TEMPORAL.get(init.temporal, init.temporal),
-            head=head,
-        )
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
-        raise UserError(f"--init {request.init}: {error}") from error
+    request, recipe = prepared.request, prepared.request.recipe
+    init = read_init(request.init or "", request.tracking_uri, request.options)
+    report = init.fill(model, recipe.init, prepared.examples.labels)
+    check_frozen(report, frozen_names(model, recipe.freeze), recipe.freeze)
     return str(report)
-
-
-# The recipe's word for a way to start Model 3's second attention, where the model's own word differs.
-_TEMPORAL = {"zero_out": "zero_output"}
-
-
-def _is_ours(source: str) -> bool:
-    """Whether ``source`` is a MODEL of tubelet, rather than weights of others."""
-    if source.startswith(("runs:/", "models:/")) or storage.is_remote(source):
-        return True
-    path = Path(source)
-    return path.is_dir() and not (path / "config.json").exists() and not source.startswith(("timm:", "hf:"))
 
 
 def _metadata(prepared: Prepared) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tubelet.config import UserError
 from tubelet.training.recipe import OptimiserSettings
 from tubelet.vivit import ViViT
 
 HEAD_PARTS = ("head", "pre_logits")
+_BEFORE_BLOCKS = ("cls", "position", "registers", "embed_norm")
 _BLOCK = re.compile(r"(temporal_encoder|encoder)\.(?:blocks\.(\d+)|(\w+))")
 
 
@@ -36,7 +38,7 @@ def parameter_groups(model: nn.Module, settings: OptimiserSettings) -> list[dict
     top = max(levels.values(), default=0)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in named:
-        decayed = parameter.ndim > 1 and not name.endswith((".cls", ".position"))
+        decayed = parameter.ndim > 1 and not name.endswith((".cls", ".position", ".registers", ".probe"))
         group = groups.setdefault(
             (levels[name], decayed),
             {
@@ -63,7 +65,7 @@ def level_of(name: str, model: nn.Module) -> int:
     if index is not None:
         return first + int(index)
     # What comes before the first block is a level below it; the final norm is on that of the last block.
-    return first - 1 if other in ("cls", "position") else first + blocks[encoder] - 1
+    return first - 1 if other in _BEFORE_BLOCKS else first + blocks[encoder] - 1
 
 
 def _block_counts(names: Iterable[str]) -> dict[str, int]:
@@ -105,10 +107,51 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     return norm
 
 
-def freeze_backbone(model: ViViT) -> None:
-    """Let only the head learn; the rest gets no gradients and stays in evaluation mode."""
+def frozen_names(model: ViViT, freeze: str) -> set[str]:
+    """Parameters that ``freeze`` of a recipe keeps as they are.
+
+    Raises:
+        UserError: it means nothing for this model.
+    """
+    names = [clean_name(name) for name, _ in model.named_parameters()]
+    if freeze == "none":
+        return set()
+    if freeze == "backbone":
+        return {name for name in names if not name.startswith(HEAD_PARTS)}
+    if freeze == "spatial":
+        if model.temporal_encoder is None:
+            raise UserError(
+                f"freeze=spatial: only Model 2 has a temporal transformer to train, not "
+                f"{model.config.variant}: set model=…-model2, or freeze=backbone"
+            )
+        return {name for name in names if name.startswith(("embedding.", "encoder."))}
+    layers, count = _block_counts(names), int(freeze.removeprefix("last:"))
+    total = sum(layers.values())
+    if count > total:
+        raise UserError(f"freeze={freeze}: the model has {total} layers")
+    return {name for name in names if _learning_level(name, model, layers) <= total - count}
+
+
+def _learning_level(name: str, model: ViViT, layers: Mapping[str, int]) -> int:
+    """:func:`level_of`, but what begins Model 2's temporal transformer learns with its first layer."""
+    begins = re.match(rf"temporal_encoder\.({'|'.join(_BEFORE_BLOCKS)})", name)
+    return layers["encoder"] + 1 if begins else level_of(name, model)
+
+
+def freeze_parameters(model: ViViT, freeze: str) -> None:
+    """Give frozen parameters no gradients, and put what holds nothing else into evaluation mode."""
+    frozen = frozen_names(model, freeze)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(HEAD_PARTS))
+        parameter.requires_grad_(clean_name(name) not in frozen)
+    _train_what_learns(model, learns=True)
+
+
+def _train_what_learns(module: nn.Module, *, learns: bool) -> None:
+    """A module is in training mode where any of its parameters learns; one without any is as its parent."""
+    own = list(module.parameters())
+    module.training = any(parameter.requires_grad for parameter in own) if own else learns
+    for child in module.children():
+        _train_what_learns(child, learns=module.training)
 
 
 class Ema:

@@ -14,10 +14,14 @@ from tubelet.clips import ClipSpec
 from tubelet.config import UserError
 from tubelet.corpus.manifest import read_manifest
 from tubelet.corpus.selection import select
+from tubelet.inference.bundle import ModelBundle
 from tubelet.storage import StorageOptions
+from tubelet.tracking.registry import MODEL_FILE
 from tubelet.training.examples import Examples, load_examples
+from tubelet.training.initial import Init, read_init
 from tubelet.training.recipe import Recipe
 from tubelet.vivit import ViViTConfig
+from tubelet.vivit.config import VARIANTS
 
 # What a resume must know, and the weights of step 0: under a name that readers skip.
 RECORD, INITIAL = "_train/run.json", "_train/initial"
@@ -75,10 +79,28 @@ def prepare(request: Request) -> Prepared:
     examples = load_examples(table, recipe.head_columns, multilabel=recipe.multilabel)
     _check_resume(request, record, examples)
     validation = _validation_examples(request, table, examples)
-    config = model_config(recipe, examples.labels)
+    config = _model_config(request, record, examples.labels)
     spec = _clip_spec(recipe, config)
     total, warmup = recipe.length(len(examples))
     return Prepared(request, table, examples, validation, config, spec, total, warmup, record)
+
+
+def _model_config(
+    request: Request, record: dict[str, Any] | None, labels: dict[str, list[str]]
+) -> ViViTConfig:
+    """The model of the recipe, with what the weights of ``--init`` decide; of a run that goes on, its own."""
+    recipe, options = request.recipe, request.options
+    if record is not None and record.get("init"):
+        if "config" in record:
+            return ViViTConfig.from_dict(record["config"])
+        first = storage.join(request.out, INITIAL, MODEL_FILE)
+        if storage.exists(first, options):
+            return ModelBundle.load(first, options=options).model.config
+    if request.init:
+        return model_config(recipe, labels, read_init(request.init, request.tracking_uri, options))
+    if recipe.freeze != "none" and not request.resume:
+        raise UserError(f"freeze={recipe.freeze} needs --init: without it, random weights would stay random")
+    return model_config(recipe, labels)
 
 
 def _validation_examples(request: Request, table: pa.Table, examples: Examples) -> Examples | None:
@@ -99,8 +121,10 @@ def _clip_spec(recipe: Recipe, config: ViViTConfig) -> ClipSpec:
         raise UserError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
 
 
-def model_config(recipe: Recipe, labels: dict[str, list[str]]) -> ViViTConfig:
-    """The preset of the recipe, for its clips and these classes.
+def model_config(recipe: Recipe, labels: dict[str, list[str]], init: Init | None = None) -> ViViTConfig:
+    """The preset of the recipe, for its clips and these classes, with what the source of ``init`` decides.
+
+    ``model`` may also name a variant alone, such as ``model2``: size and tubelet are then the source's.
 
     Raises:
         UserError: no such preset, or its settings contradict each other.
@@ -115,7 +139,18 @@ def model_config(recipe: Recipe, labels: dict[str, list[str]]) -> ViViTConfig:
         "stochastic_depth": recipe.regularisation.droplayer,
     }
     fields |= {"heads_classes": sizes} if recipe.heads else {"classes": sizes["label"]}
+    variant_alone = recipe.model in VARIANTS
+    if variant_alone and init is None:
+        raise UserError(
+            f"model={recipe.model}: a variant alone takes its size from --init; name a preset such as "
+            f"b-16x2-{recipe.model}, or give --init"
+        )
+    if init is not None:
+        variant = recipe.model if variant_alone else recipe.model.split("-lt")[0].rpartition("-")[2]
+        fields = init.fields(variant, size=variant_alone) | fields
     try:
+        if variant_alone:
+            return ViViTConfig.from_dict({"variant": recipe.model, **fields, **recipe.model_options})
         return ViViTConfig.preset(recipe.model, **{**fields, **recipe.model_options})
     except (ValueError, TypeError) as error:
         raise UserError(f"model={recipe.model}: {error}") from error
@@ -137,6 +172,7 @@ def write_record(prepared: Prepared, run_id: str) -> None:
         "fingerprint": prepared.examples.fingerprint,
         "manifest": storage.normalise_uri(prepared.request.manifest),
         "init": prepared.request.init,
+        "config": prepared.config.to_dict(),
         "run_id": run_id,
     }
     target = storage.join(prepared.request.out, RECORD)

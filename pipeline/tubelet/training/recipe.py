@@ -120,6 +120,10 @@ class InitSettings(Settings):
     embedding: Literal["central", "average"] = "central"  # Eq. 9 and Eq. 8; of a 2-D patch embedding
     position: Literal["tile", "resize", "resize_tile"] = "tile"
     temporal: Literal["zero_out", "zero", "copy"] = "zero_out"  # Model 3's temporal attention
+    # Of a frame's positions to another grid: as the source's own library does it, or otherwise.
+    resize: Literal["source", "corners", "bicubic", "bicubic_antialias"] = "source"
+    # Model 2's spatial class token from the image's; null: yes, but for .npz files, as the authors' code.
+    spatial_cls: bool | None = None
 
 
 class EvaluationSettings(Settings):
@@ -145,7 +149,9 @@ class Recipe(Settings):
     model_options: Mapping[str, Any] = Field(default_factory=dict)  # what differs from the preset
     heads: tuple[str, ...] = ()  # columns label_<head> of the manifest; empty: the one column `label`
     multilabel: bool = False  # labels are lists; sigmoid and binary cross-entropy
-    freeze: Literal["none", "backbone"] = "none"  # backbone: only the head learns
+    # What keeps its first weights. spatial: Model 2's encoder of the frames; its temporal transformer and the
+    # head learn. backbone: all but the head. last:K: all but the last K layers and the head.
+    freeze: str = "none"
 
     # Clip
     frames: Count = 32
@@ -195,6 +201,13 @@ class Recipe(Settings):
         if not match or int(match[1]) < 1 or int(match[2] or match[1]) < int(match[1]):
             raise ValueError("write a number of workers, or a range such as 2..4")
         return text
+
+    @field_validator("freeze")
+    @classmethod
+    def _freeze(cls, value: str) -> str:
+        if not re.fullmatch(r"none|spatial|backbone|last:[1-9]\d*", value):
+            raise ValueError("write none, spatial, backbone, or last:K with K layers that learn")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

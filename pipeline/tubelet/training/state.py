@@ -17,7 +17,7 @@ from torch import Tensor
 from tubelet._version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 from tubelet.inference.bundle import ModelBundle
 from tubelet.training.job import TrainJob
-from tubelet.training.optim import Ema, clip_gradients, freeze_backbone, make_optimiser, set_lr
+from tubelet.training.optim import Ema, clip_gradients, freeze_parameters, make_optimiser, set_lr
 from tubelet.training.parallel import Parallel, full_tensor, like
 from tubelet.training.schedule import Schedule
 from tubelet.vivit import ViViT, load_model
@@ -179,10 +179,8 @@ class TrainState:
 
     def _set_modes(self) -> None:
         self.model.train()
-        if self.recipe.freeze == "backbone":
-            freeze_backbone(self.model)
-            self.model.eval()
-            self.model.head.train()
+        if self.recipe.freeze != "none":
+            freeze_parameters(self.model, self.recipe.freeze)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,22 @@ def is_timm_folder(config: Mapping[str, Any]) -> bool:
 def fields_of_folder(folder: Path) -> dict[str, Any]:
     """Fields of a folder in timm's format; the model is built without memory for weights."""
     config = json.loads((folder / "config.json").read_text())
-    arguments = {**config.get("model_args", {}), "num_classes": config.get("num_classes", 0)}
-    if "global_pool" in config:
+    name, arguments = str(config["architecture"]), dict(config.get("model_args") or {})
+    # Nothing that makes timm fetch or read another file: the folder is not to be trusted.
+    if not re.fullmatch(r"\w+", name) or any(
+        re.search("path|pretrained|file|dir|url", key) for key in arguments
+    ):
+        raise ValueError(f"architecture={name!r}: not a model of timm's own with plain settings")
+    arguments["num_classes"] = config.get("num_classes", 0)
+    if config.get("global_pool") is not None:
         arguments["global_pool"] = config["global_pool"]
-    with torch.device("meta"):
-        model = timm_package().create_model(config["architecture"], pretrained=False, **arguments)
+    try:
+        with torch.device("meta"):
+            model = timm_package().create_model(name, pretrained=False, **arguments)
+    except TimmError:
+        raise
+    except Exception as error:
+        raise ValueError(f"timm cannot make its {name} of this config.json: {error}") from error
     return timm_fields(model, config.get("pretrained_cfg", {}))
 
 
