@@ -5,31 +5,28 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from pydantic import field_validator, model_validator
 from rich.console import Console
 from rich.table import Table
-from tubelet.config import UserError
+from tubelet.config import Option, Settings, UserError
 
 from tubelet_jobs.common import print_summary
 
 KINDS = ("decode", "pipeline", "model", "train", "label")
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    """What the command line asks of a bench.
+class BenchOptions(Settings):
+    """What the command line asks of a bench."""
 
-    ``vs``: peers to compare with (None: all that the bench knows). ``full``: no bound on time. ``videos``:
-    a folder to use instead of what the bench makes itself.
-    """
-
-    vs: tuple[str, ...] | None = None
-    full: bool = False
-    videos: str | None = None
+    vs: Annotated[tuple[str, ...] | None, Option(metavar="PEER")] = None
+    """Compare with these peers only (repeatable; default: all)."""
+    full: Annotated[bool, Option()] = False
+    """Everything, however long it takes."""
+    videos: Annotated[str | None, Option(metavar="DIR")] = None
+    """decode: a folder of videos to use."""
 
     def peers(self, known: Sequence[str]) -> list[str]:
         """The peers to run, out of those a bench knows.
@@ -45,6 +42,34 @@ class BenchOptions:
         return [peer for peer in known if peer in self.vs]
 
 
+class BenchCommand(BenchOptions):
+    """The whole command line: which bench, and where its rows go."""
+
+    kind: Annotated[str, Option(argument=True, metavar="KIND")]
+    """What to measure: decode, pipeline, model, train or label."""
+    more_peers: Annotated[tuple[str, ...], Option(argument=True, metavar="PEER")] = ()
+    """More peers for --vs."""
+    json_file: Annotated[str | None, Option(flag="--json", metavar="FILE")] = None
+    """Write one JSON row per line to this file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_peers(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """``--vs A B``, ``--vs A --vs B`` and ``--vs A,B`` are the same."""
+        vs, more = data.get("vs"), tuple(data.get("more_peers") or ())
+        if more and not vs:
+            raise ValueError(f"unexpected argument {more[0]!r}: name peers with --vs")
+        peers = tuple(name for item in (*(vs or ()), *more) for name in item.split(","))
+        return {**data, "vs": peers or None, "more_peers": ()}
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise UserError(f"no bench {kind!r}: choose from {', '.join(KINDS)}")
+        return kind
+
+
 def missing_peer(peer: str, reason: object) -> UserError:
     """The error for a peer that is not installed."""
     return UserError(
@@ -52,37 +77,18 @@ def missing_peer(peer: str, reason: object) -> UserError:
     )
 
 
-def command(  # noqa: PLR0917 - the command line's arguments
-    kind: Annotated[str, typer.Argument(help=f"What to measure: {', '.join(KINDS)}.", metavar="KIND")],
-    more_peers: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
-    vs: Annotated[
-        list[str] | None,
-        typer.Option("--vs", metavar="PEER", help="Compare with these peers only (repeatable)."),
-    ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Everything, however long it takes.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write one JSON row a line to this file.")
-    ] = None,
-    videos: Annotated[str | None, typer.Option("--videos", help="decode: a folder of videos to use.")] = None,
-) -> None:
+def command(config: BenchCommand) -> None:
     """Measure against the best peers and against the limit; the default run ends within 5 minutes.
 
     A peer that is not installed is an error unless --vs leaves it out. The last line is a JSON summary.
 
     Example: tubelet bench decode --vs decord2 --vs torchcodec --json rows.jsonl
     """
-    if kind not in KINDS:
-        raise UserError(f"no bench {kind!r}: choose from {', '.join(KINDS)}")
-    if more_peers and not vs:
-        raise UserError(f"unexpected argument {more_peers[0]!r}: name peers with --vs")
-    peers = (
-        None if vs is None else tuple(name for item in (*vs, *(more_peers or ())) for name in item.split(","))
-    )
-    rows = importlib.import_module(f"tubelet_jobs.benches.{kind}").run(BenchOptions(peers, full, videos))
+    rows = importlib.import_module(f"tubelet_jobs.benches.{config.kind}").run(config)
     show(rows)
-    if json_file is not None:
-        json_file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    print_summary({"bench": kind, "rows": len(rows), "json": None if json_file is None else str(json_file)})
+    if config.json_file is not None:
+        Path(config.json_file).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    print_summary({"bench": config.kind, "rows": len(rows), "json": config.json_file})
 
 
 def show(rows: list[dict[str, Any]]) -> None:

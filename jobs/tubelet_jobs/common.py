@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+from tubelet.config import Option, Settings
 
 from tubelet_jobs.environment import forwarded, make_paths_absolute
 
@@ -25,6 +26,20 @@ TrackingUri = Annotated[
 ]
 Anonymous = Annotated[bool, typer.Option("--anonymous", help="Read public buckets without credentials.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the job would do, and stop.")]
+
+
+class RayOptions(Settings):
+    """Of jobs that run on Ray."""
+
+    ray_address: Annotated[str | None, Option(envvar="RAY_ADDRESS")] = None
+    """Ray cluster to join (default: start one)."""
+
+
+class DryRunOption(Settings):
+    """Of jobs that can say what they would do."""
+
+    dry_run: Annotated[bool, Option()] = False
+    """Say what the job would do, and stop."""
 
 
 def connect_ray(

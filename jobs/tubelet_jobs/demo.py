@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-import typer
 from tubelet import storage
-from tubelet.config import Settings, UserError, load_settings
+from tubelet.config import Option, Settings, UserError
 
 from tubelet_jobs.common import connect_ray, print_summary, say
+from tubelet_jobs.options import command_line
+
+S = TypeVar("S", bound=Settings)
 
 BUCKET = "tubelet-demo"
 # What an earlier demo left and a new one replaces. The MLflow runs stay, for comparison.
@@ -36,14 +38,21 @@ _COLUMNS = ("job", "seconds", "figures")
 class DemoConfig(Settings):
     """What the demo runs on; ``videos=None`` is the corpus of moving shapes, ``per_class`` of each motion."""
 
-    out: str = "demo-out"
-    videos: str | None = None
-    labels: str | None = None
-    split: str | None = None
-    recipe: str = "tiny"
-    overrides: tuple[str, ...] = ()
+    videos: Annotated[str | None, Option(metavar="DIR")] = None
+    """Your own: class folders, or a manifest."""
+    labels: Annotated[str | None, Option(metavar="FILE|folders")] = None
+    """Labels of --videos."""
+    split: Annotated[str | None, Option(metavar="SPEC")] = None
+    """Splits of --videos."""
+    out: Annotated[str, Option()] = "demo-out"
+    """Local folder for everything the demo makes."""
+    recipe: Annotated[str, Option(metavar="NAME|FILE")] = "tiny"
+    """Name of a recipe, or a YAML file."""
+    overrides: Annotated[tuple[str, ...], Option(argument=True, metavar="key=value")] = ()
+    """Settings of the recipe, such as max_steps=200."""
+    tracking_uri: Annotated[str | None, Option()] = None
+    """MLflow server (default: a database in --out)."""
     views: str = "4x1"
-    tracking_uri: str | None = None
     per_class: int = 60
     inbox: int = 24
     broken: int = 4
@@ -63,23 +72,7 @@ class Places:
     predictions: str
 
 
-def command(  # noqa: PLR0917 - typer reads them as options
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...")] = None,
-    videos: Annotated[
-        str | None, typer.Option("--videos", metavar="DIR", help="Your own: class folders, or a manifest.")
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option("--labels", metavar="FILE|folders", help="Labels of --videos.")
-    ] = None,
-    split: Annotated[str | None, typer.Option("--split", metavar="SPEC", help="Splits of --videos.")] = None,
-    out: Annotated[
-        str, typer.Option("--out", help="Local folder for everything the demo makes.")
-    ] = "demo-out",
-    recipe: Annotated[str, typer.Option("--recipe", help="Name of a recipe, or a YAML file.")] = "tiny",
-    tracking_uri: Annotated[
-        str | None, typer.Option("--tracking-uri", help="MLflow server (default: a database in --out).")
-    ] = None,
-) -> None:
+def command(config: DemoConfig) -> None:
     """Index, train, evaluate, label and review, one after the other, on this machine.
 
     Without --videos: small H.264 files of moving shapes, whose class is the motion alone, on an embedded S3
@@ -89,16 +82,7 @@ def command(  # noqa: PLR0917 - typer reads them as options
 
     Example: tubelet demo --videos ~/gestures --split train=0.7,test=0.3 max_steps=300
     """
-    given = {
-        "out": out,
-        "videos": videos,
-        "labels": labels,
-        "split": split,
-        "recipe": recipe,
-        "overrides": tuple(overrides or ()),
-        "tracking_uri": tracking_uri,
-    }
-    print_summary(run_demo(load_settings(DemoConfig, given)))
+    print_summary(run_demo(config))
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
@@ -167,23 +151,28 @@ def own_videos(config: DemoConfig, out: Path) -> Places:
 
 def run_jobs(config: DemoConfig, places: Places, out: Path) -> list[Step]:
     """Run the jobs one after the other, each as the command line would; Ray is up already."""
+    from tubelet.corpus.index import IndexConfig
+
     from tubelet_jobs import evaluate, index, label, review, train
 
     tracking_uri = config.tracking_uri or f"sqlite:///{out / 'mlflow.db'}"
     real = config.videos is not None and config.recipe == DemoConfig().recipe
-    overrides = [*(_REAL_VIDEOS if real else ()), *config.overrides]
+    overrides = (*(_REAL_VIDEOS if real else ()), *config.overrides)
     steps = Steps()
     if places.manifest != places.source:
-        steps.run(index.command, places.source, out=places.manifest, labels=places.labels, split=places.split)
-    steps.run(
-        train.command,
+        indexing = IndexConfig(
+            src=places.source, out=places.manifest, labels=places.labels, split=places.split
+        )
+        steps.run(index.command, indexing)
+    training = train.TrainOptions(
         manifest=places.manifest,
         out=places.model,
         recipe=config.recipe,
         overrides=overrides,
         tracking_uri=tracking_uri,
     )
-    steps.run(
+    steps.run(train.command, training)
+    steps.call(
         evaluate.command,
         model=places.model,
         manifest=places.manifest,
@@ -191,14 +180,15 @@ def run_jobs(config: DemoConfig, places: Places, out: Path) -> list[Step]:
         out=str(out / "evaluation"),
         tracking_uri=tracking_uri,
     )
-    steps.run(
+    steps.call(
         label.command,
         places.inbox or places.manifest,
         model=[places.model],
         out=places.predictions,
         tracking_uri=tracking_uri,
     )
-    steps.run(review.command, places.predictions, out=str(out / "review.html"))
+    page = review.ReviewOptions(predictions=places.predictions, out=str(out / "review.html"))
+    steps.run(review.command, page)
     return steps.done
 
 
@@ -217,14 +207,22 @@ class Steps:
     def __init__(self) -> None:
         self.done: list[Step] = []
 
-    def run(self, job: Callable[..., None], *args: str, **options: Any) -> None:
+    def run(self, job: Callable[[S], None], settings: S) -> None:
         """Call ``job`` with its command line shown, and take the summary it prints."""
         name = job.__module__.rpartition(".")[2]
-        say(f"\n$ {_shown(name, args, options)}")
+        self._run(name, command_line(name, settings), lambda: job(settings))
+
+    def call(self, job: Callable[..., None], *args: str, **options: Any) -> None:
+        """As :meth:`run`, for a job that takes its options one by one."""
+        name = job.__module__.rpartition(".")[2]
+        self._run(name, _shown(name, args, options), lambda: job(*args, **options))
+
+    def _run(self, name: str, shown: str, job: Callable[[], None]) -> None:
+        say(f"\n$ {shown}")
         started_s = time.monotonic()
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            job(*args, **options)
+            job()
         # Ray prints messages of its own at any time.
         summary = json.loads([line for line in printed.getvalue().splitlines() if line.startswith("{")][-1])
         self.done.append(Step(name, round(time.monotonic() - started_s, 1), summary))

@@ -56,9 +56,7 @@ def command(  # noqa: PLR0917 - typer reads them as options
     predictions table and a page of the worst mistakes. --ablate tells how much the model lives on motion:
     what is left when each clip's frames are shuffled, or one of them stands still.
 
-    Example:
-
-        tubelet evaluate --model s3://bucket/run1 --manifest s3://bucket/manifest --split test --views 4x3
+    Example: tubelet evaluate --model s3://bucket/run1 --manifest s3://bucket/manifest --views 4x3
     """
     from tubelet.corpus.fingerprint import fingerprint
     from tubelet.corpus.manifest import read_manifest

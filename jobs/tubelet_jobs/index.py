@@ -2,44 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-from tubelet.config import load_settings
 from tubelet.corpus.index import IndexConfig, IndexSummary, index_corpus
 
-from tubelet_jobs.common import Anonymous, DryRun, print_summary, say
+from tubelet_jobs.common import print_summary, say
 
 
-def command(
-    src: Annotated[
-        str, typer.Argument(metavar="SRC", help="Folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.")
-    ],
-    *,
-    out: Annotated[
-        str,
-        typer.Option("--out", metavar="MANIFEST", help="Where to: a folder, or a name ending in .parquet."),
-    ],
-    labels: Annotated[
-        str | None,
-        typer.Option("--labels", metavar="FILE|folders", help="CSV or Parquet with path (or uri) and label."),
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option("--split", metavar="SPEC", help="train=0.8,val=0.1,test=0.1; column:NAME; group:REGEX."),
-    ] = None,
-    include: Annotated[
-        str | None, typer.Option("--include", metavar="GLOB", help="Only these, for example '*.mp4'.")
-    ] = None,
-    update: Annotated[
-        bool, typer.Option("--update", help="Bring an existing manifest up to date; opens only what changed.")
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Videos opened at once (default: twice the cores).")
-    ] = None,
-    anonymous: Anonymous = False,
-    dry_run: DryRun = False,
-) -> None:
+def command(config: IndexConfig) -> None:
     """List the videos under SRC, look into each, join labels and splits, and write the manifest.
 
     Labels: a table with `path` or `uri`, `label` (or `label_HEAD`; `a|b` is two labels), and where present
@@ -48,18 +16,7 @@ def command(
 
     Example: tubelet index s3://bucket/videos --out s3://bucket/manifest --labels s3://bucket/labels.csv
     """
-    given = {
-        "src": src,
-        "out": out,
-        "labels": labels,
-        "split": split,
-        "include": include,
-        "update": update,
-        "dry_run": dry_run,
-        "workers": workers,
-        "options": {"anonymous": anonymous},
-    }
-    summary = index_corpus(load_settings(IndexConfig, given))
+    summary = index_corpus(config)
     _report(summary)
     print_summary({name: value for name, value in summary.to_dict().items() if name != "warnings"})
 

@@ -54,9 +54,7 @@ def command(  # noqa: PLR0917 - typer calls it by name
     Broken videos become rows with status=error and a reason. Stop it whenever you like: the same command goes
     on where it was, labels what is new or changed since, and does nothing when all is done.
 
-    Example:
-
-        tubelet label s3://bucket/ --model models:/m@best --out s3://labels/
+    Example: tubelet label s3://bucket/ --model models:/m@best --out s3://labels/
     """
     from tubelet.labelling.job import LabelConfig, LabelJob
 

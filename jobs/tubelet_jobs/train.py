@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Annotated
 
-import typer
+from tubelet.config import Option
+from tubelet.training.request import Request, TrainSettings
 
-from tubelet_jobs.common import Anonymous, DryRun, RayAddress, TrackingUri, connect_ray, print_summary, say
+from tubelet_jobs.common import DryRunOption, RayOptions, connect_ray, print_summary, say
+from tubelet_jobs.recipes import load_recipe
+from tubelet_jobs.stopping import StoppedError
 
 
-def command(  # noqa: PLR0917 - typer reads them as options
-    manifest: Annotated[str, typer.Option("--manifest", help="Manifest made by `tubelet index`.")],
-    out: Annotated[str, typer.Option("--out", help="Where checkpoints and the model go.")],
-    recipe: Annotated[str, typer.Option("--recipe", help="Name of a recipe, or a YAML file.")] = "tiny",
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...")] = None,
-    init: Annotated[str | None, typer.Option("--init", help="Weights to start from.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on at the newest checkpoint in --out.")
-    ] = False,
-    experiment: Annotated[str, typer.Option("--experiment", help="MLflow experiment.")] = "tubelet",
-    ray_address: RayAddress = None,
-    tracking_uri: TrackingUri = None,
-    anonymous: Anonymous = False,
-    dry_run: DryRun = False,
-) -> None:
+class NamedRecipe(TrainSettings):
+    """A training run whose recipe is named, with overrides."""
+
+    recipe: Annotated[str, Option(metavar="NAME|FILE")] = "tiny"
+    """Name of a recipe, or a YAML file."""
+    overrides: Annotated[tuple[str, ...], Option(argument=True, metavar="key=value")] = ()
+    """Settings of the recipe, such as max_steps=200."""
+
+    def request(self) -> Request:
+        """The request with the recipe read.
+
+        Raises:
+            UserError: no such recipe, or a setting that it refuses.
+        """
+        settings = {name: getattr(self, name) for name in TrainSettings.model_fields}
+        return Request(recipe=load_recipe(self.recipe, self.overrides), **settings)
+
+
+class TrainOptions(DryRunOption, RayOptions, NamedRecipe):
+    """The command line of a training run."""
+
+
+def command(config: TrainOptions) -> None:
     """Fine-tune a ViViT on the labelled videos of a manifest.
 
     Example: tubelet train --recipe tiny --manifest s3://bucket/manifest --out s3://bucket/run1 max_steps=200
@@ -32,39 +44,25 @@ def command(  # noqa: PLR0917 - typer reads them as options
     The output holds model.safetensors, written last, and checkpoints/step-…/ on the way there. A run that was
     interrupted goes on where its newest checkpoint is: the same command with --resume.
     """
-    from tubelet.storage import StorageOptions
     from tubelet.storage.lock import OutputLock
-    from tubelet.training.prepare import Request, prepare
+    from tubelet.training.prepare import prepare
 
-    from tubelet_jobs.recipes import load_recipe
-
-    request = Request(
-        recipe=load_recipe(recipe, overrides or ()),
-        manifest=manifest,
-        out=out,
-        init=init,
-        resume=resume,
-        tracking_uri=tracking_uri,
-        experiment=experiment,
-        options=StorageOptions(anonymous=anonymous),
-    )
-    prepared = prepare(request)
+    prepared = prepare(config.request())
     say(prepared.plan_text())
-    if dry_run:
+    if config.dry_run:
         print_summary({"dry_run": True, "steps": prepared.total_steps, "videos": len(prepared.examples)})
         return
-    with OutputLock(out, job="tubelet train", options=request.options):
+    with OutputLock(config.out, job="tubelet train", options=config.options):
+        from tubelet.training import fit as fit_module
         from tubelet.training.build import initial_model
-        from tubelet.training.fit import StoppedError, fit
 
         report = initial_model(prepared)
         if report:
             say(report)
         # Logical CPUs: fewer than four cannot hold ranks, planning and decoding at once.
-        connect_ray(ray_address, num_cpus=max(4, os.cpu_count() or 1))
+        connect_ray(config.ray_address, num_cpus=max(4, os.cpu_count() or 1))
         try:
-            summary = fit(prepared, report)
-        except StoppedError as stop:
-            say(str(stop))
-            raise typer.Exit(128 + 15) from None
+            summary = fit_module.fit(prepared, report)
+        except fit_module.StoppedError as stop:
+            raise StoppedError(signal.Signals[stop.reason], str(stop)) from None
     print_summary(summary)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -21,10 +22,34 @@ class UserError(ValueError):
     """Something the user can mend. The message is one or two lines: what is wrong, and what to do."""
 
 
-class Settings(BaseModel):
-    """Base of all settings: immutable, unknown keys refused, defaults checked too."""
+@dataclass(frozen=True)
+class Option:
+    """Marks a setting that is an option of the command line: ``Annotated[str, Option(metavar="GLOB")]``.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    Its type, default, help (the docstring below it) and checks are the setting's own.
+
+    Attributes:
+        flag: its name there (default: the setting's, with dashes).
+        metavar: stands for the value in the help.
+        envvar: environment variable that gives it where the command line does not.
+        argument: it is given by its place, without a name.
+    """
+
+    flag: str | None = None
+    metavar: str | None = None
+    envvar: str | None = None
+    argument: bool = False
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys refused, defaults checked too.
+
+    A docstring below a setting is its description.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
 
 
 def usable_cores() -> int:

@@ -46,12 +46,10 @@ def _error(*args: str, **env: str) -> str:
     """The error that the command line ends with, called in this process: starting one takes seconds."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["tubelet", *args])
         for name, value in env.items():
             patch.setenv(name, value)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    return _checked(ended.value.code, out.getvalue(), err.getvalue())
+        status = cli.run(args)
+    return _checked(status, out.getvalue(), err.getvalue())
 
 
 def _checked(status: object, out: str, err: str) -> str:

@@ -20,6 +20,7 @@ import pytest
 from support import S3Bucket
 from tubelet import storage
 from tubelet.config import UserError
+from tubelet.corpus.index import IndexConfig
 from tubelet.corpus.manifest import read_manifest
 from tubelet.storage.local_s3 import LocalS3
 from tubelet_jobs import evaluate, index
@@ -140,14 +141,11 @@ def test_one_repeated_frame_tells_nothing(trained: Trained, s3: S3Bucket, tmp_pa
         data = _frozen(storage.read_bytes(row["uri"]), seed=row["key"])
         storage.write_bytes(f"{s3.uri}/frozen/{row['path']}", data)
     steps = Steps()
-    steps.run(
-        index.command,
-        f"{s3.uri}/frozen",
-        out=f"{s3.uri}/m",
-        labels="folders",
-        split="train=0,val=0,test=1",
+    config = IndexConfig(
+        src=f"{s3.uri}/frozen", out=f"{s3.uri}/m", labels="folders", split="train=0,val=0,test=1"
     )
-    steps.run(
+    steps.run(index.command, config)
+    steps.call(
         evaluate.command,
         model=trained.places.model,
         manifest=f"{s3.uri}/m",

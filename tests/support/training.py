@@ -24,7 +24,8 @@ from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.feed import FeedConfig
 from tubelet.training.loop import Rank, RankInfo, TrainJob
 from tubelet.training.plan import Plan
-from tubelet.training.prepare import INITIAL, Prepared, Request, prepare
+from tubelet.training.prepare import INITIAL, Prepared, prepare
+from tubelet.training.request import Request
 from tubelet.training.stream import TrainDecoder
 from tubelet_jobs.recipes import load_recipe
 
@@ -152,7 +153,7 @@ def _rank_process(rank: int, world: int, rendezvous: str, manifest: str, runs: t
 def run_rank(rank: int, world: int, manifest: str, run: Run) -> RecordedEvents:
     """One rank's part of one run, in this process."""
     recipe = load_recipe("tiny", [*RECIPE, f"workers={world}", *run.overrides])
-    prepared = prepare(Request(recipe, manifest, run.out, resume=True))
+    prepared = prepare(Request(recipe=recipe, manifest=manifest, out=run.out, resume=True))
     if rank == 0:
         initial_model(prepared)
     if world > 1:

@@ -14,7 +14,8 @@ from tubelet.evaluation.evaluate import EvaluationConfig, evaluate_model
 from tubelet.inference.bundle import ModelBundle
 from tubelet.training.build import initial_model
 from tubelet.training.fit import fit
-from tubelet.training.prepare import Request, prepare
+from tubelet.training.prepare import prepare
+from tubelet.training.request import Request
 from tubelet_jobs.recipes import load_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.usefixtures("ray_cluster")]
@@ -73,7 +74,13 @@ def _manifest(folder: Path, name: str, **kinds: bool) -> str:
 
 def _fit(manifest: str, out: Path, *overrides: str, init: str | None = None) -> tuple[ModelBundle, str]:
     recipe = load_recipe("tiny", [*RECIPE, *overrides])
-    request = Request(recipe, manifest, str(out), init=init, tracking_uri=f"sqlite:///{out.parent}/mlflow.db")
+    request = Request(
+        recipe=recipe,
+        manifest=manifest,
+        out=str(out),
+        init=init,
+        tracking_uri=f"sqlite:///{out.parent}/mlflow.db",
+    )
     prepared = prepare(request)
     report = initial_model(prepared)
     fit(prepared, report)

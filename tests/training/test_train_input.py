@@ -10,7 +10,8 @@ import pytest
 from support.training import RECIPE, write_corpus
 from tubelet.config import UserError
 from tubelet.corpus.manifest import read_manifest, write_manifest
-from tubelet.training.prepare import Request, prepare, write_record
+from tubelet.training.prepare import prepare, write_record
+from tubelet.training.request import Request
 from tubelet_jobs.recipes import load_recipe
 
 
@@ -35,7 +36,7 @@ def request(
     manifest: str, out: Path, *overrides: str, resume: bool = False, init: str | None = None
 ) -> Request:
     recipe = load_recipe("tiny", [*RECIPE, *overrides])
-    return Request(recipe, manifest, str(out), init=init, resume=resume)
+    return Request(recipe=recipe, manifest=manifest, out=str(out), init=init, resume=resume)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from tubelet.storage.local_s3 import LocalS3
 from tubelet.training.build import initial_model
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.fit import fit
-from tubelet.training.prepare import Request, prepare
+from tubelet.training.prepare import prepare
+from tubelet.training.request import Request
 from tubelet_jobs.recipes import load_recipe
 
 STEPS = 6
@@ -36,7 +37,9 @@ def done(s3_server: LocalS3, ray_cluster: None, tmp_path_factory: pytest.TempPat
     tracking_uri = f"sqlite:///{folder}/mlflow.db"
     overrides = [*RECIPE, "workers=2", "decode_workers=2", "retain=2", "evaluation.every=4", "batch=7"]
     out = f"s3://tubelet-test/{uuid4().hex[:12]}/run ä"
-    request = Request(load_recipe("tiny", overrides), manifest, out, tracking_uri=tracking_uri)
+    request = Request(
+        recipe=load_recipe("tiny", overrides), manifest=manifest, out=out, tracking_uri=tracking_uri
+    )
     prepared = prepare(request)
     initial_model(prepared)
     return Fit(request, fit(prepared), mlflow.MlflowClient(tracking_uri, tracking_uri))
@@ -99,9 +102,9 @@ def test_finished_run_is_published_again_without_training(done: Fit, tmp_path: P
     storage.delete(storage.join(done.request.out, "model.safetensors"))
     again = prepare(
         Request(
-            done.request.recipe,
-            done.request.manifest,
-            done.request.out,
+            recipe=done.request.recipe,
+            manifest=done.request.manifest,
+            out=done.request.out,
             resume=True,
             tracking_uri=done.request.tracking_uri,
         )

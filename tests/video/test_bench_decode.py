@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tubelet.config import UserError
+from tubelet.config import UserError, load_settings
 from tubelet.video import probe
 from tubelet_jobs import bench
-from tubelet_jobs.bench import BenchOptions
+from tubelet_jobs.bench import BenchCommand, BenchOptions
 from tubelet_jobs.benches import decode, decode_corpus
 
 
@@ -23,7 +23,8 @@ def test_rows_have_what_readers_rely_on(tmp_path: Path, capsys) -> None:
     out = tmp_path / "rows.jsonl"
     decode._MAX_ROUNDS, keep = 2, decode._MAX_ROUNDS
     try:
-        bench.command("decode", None, ["pyav"], False, out, str(folder))
+        options = {"kind": "decode", "vs": ("pyav",), "json_file": str(out), "videos": str(folder)}
+        bench.command(load_settings(BenchCommand, options))
     finally:
         decode._MAX_ROUNDS = keep
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -67,7 +68,7 @@ def test_a_missing_peer_fails_unless_left_out(monkeypatch, tmp_path: Path) -> No
 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UserError, match="no bench 'dekode': choose from decode"):
-        bench.command("dekode")
+        load_settings(BenchCommand, {"kind": "dekode"})
 
 
 def test_made_videos_are_what_their_names_say(tmp_path: Path) -> None:

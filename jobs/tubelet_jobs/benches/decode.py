@@ -185,10 +185,12 @@ def _clock(path: Path) -> Clock:
 def _turn(
     workers: dict[str, Connection], path: str, clips: Clips, round_: int
 ) -> dict[str, tuple[float, bool | None]]:
-    """Every decoder once, one after another: (seconds, whether its pictures are ours, in the round before
-    the first).
+    """Every decoder once, one after another.
 
     Who begins changes from round to round, so that nobody always finds the file warm.
+
+    Returns:
+        By decoder: seconds, and whether its pictures are ours (told in the round before the first).
     """
     check = round_ < 0
     whos = list(workers)

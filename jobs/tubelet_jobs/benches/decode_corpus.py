@@ -1,6 +1,4 @@
-"""Videos that ``tubelet bench decode`` makes for itself: moving texture, every codec and shape that
-matters.
-"""
+"""Videos that ``tubelet bench decode`` makes for itself: moving texture, every codec that matters."""
 
 from __future__ import annotations
 
@@ -74,9 +72,7 @@ def make(recipe: Recipe, folder: Path) -> Path:
 
 
 def pictures(width: int, height: int, count: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """A soft texture that drifts, bright tiles that cross it, and a little grain: about what a camera
-    gives.
-    """
+    """A soft texture that drifts, bright tiles across it, a little grain: about what a camera gives."""
     draw = np.random.default_rng(7)
     margin = count + 8
     coarse = np.clip(draw.normal(0, 1, (3, height // 16 + 4, (width + margin) // 16 + 4)), -2, 2)

@@ -108,13 +108,17 @@ def _corpus(folder: Path) -> str:
 
 def _prepared(folder: Path, manifest: str, name: str, recipe: tuple[str, ...]) -> Any:
     from tubelet.training.build import initial_model
-    from tubelet.training.prepare import Request, prepare
+    from tubelet.training.prepare import prepare
+    from tubelet.training.request import Request
 
     from tubelet_jobs.recipes import load_recipe
 
     say(f"bench train: {name}")
     uri = f"sqlite:///{folder}/mlflow.db"
-    prepared = prepare(Request(load_recipe("tiny", recipe), manifest, str(folder / name), tracking_uri=uri))
+    out = str(folder / name)
+    prepared = prepare(
+        Request(recipe=load_recipe("tiny", recipe), manifest=manifest, out=out, tracking_uri=uri)
+    )
     initial_model(prepared)
     return prepared
 

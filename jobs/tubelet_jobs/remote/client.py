@@ -9,7 +9,6 @@ import logging
 import os
 import secrets
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -136,24 +135,23 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
     """Stream the job's log to stderr and its summary to stdout until it ends.
 
     Returns:
-        The job's exit status: 0 done, 1 failed or stopped, 2 wrong usage.
+        The job's exit status: 0 done, 1 failed, 2 wrong usage, 130 or 143 where a signal stopped it there.
     """
     printer = _LogPrinter()
-    with _terminate_as_interrupt():
-        try:
-            _stream(client, job_id, printer)
-        except KeyboardInterrupt:
-            say(f"stopping {job_id}; again Ctrl-C leaves it to itself")
-            client.stop_job(job_id)
-            _wait(client, job_id, _STOP_WAIT_S + 15)
-            raise
+    try:
+        _stream(client, job_id, printer)
+    except KeyboardInterrupt:  # SIGTERM, too
+        say(f"stopping {job_id}; again Ctrl-C leaves it to itself")
+        client.stop_job(job_id)
+        _wait(client, job_id, _STOP_WAIT_S + 15)
+        raise
     printer.close()
     info = client.get_job_info(job_id)
     if info.status == "SUCCEEDED":
         return 0
     if info.driver_exit_code is None:
         say(f"{job_id} {info.status.lower()}: {(info.message or 'no reason given').splitlines()[0]}")
-    return info.driver_exit_code if info.driver_exit_code in (1, 2) else 1
+    return info.driver_exit_code if info.driver_exit_code in (1, 2, 130, 143) else 1
 
 
 class _LogPrinter:
@@ -229,20 +227,6 @@ def _wait(client: JobSubmissionClient, job_id: str, deadline_s: float) -> None:
     end_s = time.monotonic() + deadline_s
     while time.monotonic() < end_s and client.get_job_status(job_id) not in _ENDED:
         time.sleep(_POLL_S)
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM stops the job as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

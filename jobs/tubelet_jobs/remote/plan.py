@@ -74,7 +74,7 @@ def plan_job(
 
 def _parse(argv: Sequence[str]) -> dict[str, Any]:
     """The job's parameters, by its own command line."""
-    from tubelet_jobs.cli import app
+    from tubelet_jobs.app import app
 
     group = typer.main.get_command(app)
     job = group.get_command(group.make_context("tubelet", [], resilient_parsing=True), argv[0])  # type: ignore[attr-defined]

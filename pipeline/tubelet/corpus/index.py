@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import Field
 
 from tubelet import storage
 from tubelet._version import __version__
-from tubelet.config import Settings, UserError
+from tubelet.config import Option, Settings, UserError
 from tubelet.corpus.earlier import Earlier, check_output
 from tubelet.corpus.labels import FOLDERS, load_labels
 from tubelet.corpus.listing import Listing, in_batches, list_corpus
@@ -35,26 +35,26 @@ class IndexConfig(Settings):
     On an update, ``labels``, ``split`` and ``include`` stay what the manifest was made with unless given.
     """
 
-    src: str
-    """Folder, bucket or prefix; everything below it counts."""
-    out: str
-    """The manifest: a name ending in ``.parquet`` is one file, any other a folder."""
-    labels: str | None = None
-    """A label file (see ``tubelet.corpus.labels``), or ``folders``."""
-    split: str | None = None
-    """``NAME=FRACTION,…``, ``column:NAME`` or ``group:REGEX``."""
-    include: str | None = None
-    """Only objects whose path matches this glob."""
-    update: bool = False
-    """Bring an existing manifest up to date; what did not change is not opened again."""
-    dry_run: bool = False
-    """List, label and split, then stop."""
-    workers: int | None = Field(default=None, ge=1, le=256)
-    """Videos probed at once (default: twice the cores)."""
+    src: Annotated[str, Option(argument=True, metavar="SRC")]
+    """Folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX; everything below it counts."""
+    out: Annotated[str, Option(metavar="MANIFEST")]
+    """Where to: a folder, or a name ending in .parquet."""
+    labels: Annotated[str | None, Option(metavar="FILE|folders")] = None
+    """CSV or Parquet with path (or uri) and label; or folders, where each class has one."""
+    split: Annotated[str | None, Option(metavar="SPEC")] = None
+    """train=0.8,val=0.1,test=0.1; column:NAME; group:REGEX."""
+    include: Annotated[str | None, Option(metavar="GLOB")] = None
+    """Only these, for example '*.mp4'."""
+    update: Annotated[bool, Option()] = False
+    """Bring an existing manifest up to date; opens only what changed."""
+    workers: Annotated[int | None, Option(), Field(ge=1, le=256)] = None
+    """Videos opened at once (default: twice the cores)."""
     deadline_s: float = Field(default=60.0, gt=0)
     """Seconds a video may take to probe, before it counts as an error."""
     options: StorageOptions = DEFAULT_OPTIONS
     """How to read ``src``."""
+    dry_run: Annotated[bool, Option()] = False
+    """Say what the job would do, and stop."""
 
 
 @dataclass(frozen=True)

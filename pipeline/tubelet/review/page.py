@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from tubelet import storage
-from tubelet.config import Settings, UserError
+from tubelet.config import Option, Settings, UserError
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.schema import ERROR
 from tubelet.inference.sink import part_name, part_numbers
@@ -30,18 +30,22 @@ _HEAVY = ("embedding", "scores")
 
 
 class ReviewConfig(Settings):
-    """What the page shows.
+    """What the page shows. Errors need no pictures and are all listed, up to 5,000."""
 
-    ``limit``: most videos with pictures (15 to 25 kB each); errors need none and are all listed, up to 5,000.
-    """
-
-    predictions: str
-    out: str
-    limit: Annotated[int, Field(ge=0)] = 1000
-    frames: Annotated[int, Field(ge=1, le=32)] = 8
-    height: Annotated[int, Field(ge=32, le=480)] = 96
+    predictions: Annotated[str, Option(argument=True, metavar="PREDICTIONS")]
+    """The --out of `tubelet label`."""
+    out: Annotated[str, Option()]
+    """The page, one HTML file."""
+    limit: Annotated[int, Option(), Field(ge=0)] = 1000
+    """Most videos with pictures (about 20 kB each)."""
+    frames: Annotated[int, Option(), Field(ge=1, le=32)] = 8
+    """Frames of a strip."""
+    height: Annotated[int, Option(), Field(ge=32, le=480)] = 96
+    """Height of a frame in pixels."""
     workers: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
-    anonymous: bool = False
+    """Processes that decode."""
+    anonymous: Annotated[bool, Option()] = False
+    """Read public buckets without credentials."""
 
 
 @dataclass(frozen=True)

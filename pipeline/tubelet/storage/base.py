@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
-from tubelet.config import Settings
+from tubelet.config import Option, Settings
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 class StorageOptions(Settings):
     """How to reach a store, and how its outputs are shared."""
 
-    anonymous: bool = False
-    """Send unsigned requests: for public buckets."""
+    anonymous: Annotated[bool, Option()] = False
+    """Read public buckets without credentials."""
 
-    single_writer: bool = False
+    single_writer: Annotated[bool, Option()] = False
     """Write to a store without conditional puts: you see to it that one job at a time writes an output."""
 
-    break_lock: bool = False
+    break_lock: Annotated[bool, Option()] = False
     """Take an output over from the job that holds it: only if you know that it is gone."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -20,26 +20,12 @@ from tubelet.tracking.registry import MODEL_FILE
 from tubelet.training.examples import Examples, load_examples
 from tubelet.training.initial import Init, read_init
 from tubelet.training.recipe import Recipe
+from tubelet.training.request import Request
 from tubelet.vivit import ViViTConfig
 from tubelet.vivit.config import VARIANTS
 
 # What a resume must know, and the weights of step 0: under a name that readers skip.
 RECORD, INITIAL = "_train/run.json", "_train/initial"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a person asks of ``train``."""
-
-    recipe: Recipe
-    manifest: str
-    out: str
-    init: str | None = None
-    resume: bool = False
-    tracking_uri: str | None = None
-    experiment: str = "tubelet"
-    name: str | None = None
-    options: StorageOptions = field(default_factory=StorageOptions)
 
 
 @dataclass(frozen=True)

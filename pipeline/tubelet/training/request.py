@@ -1,0 +1,36 @@
+"""What a person asks of a training run; light to import, so that the command line can read its options."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from tubelet.config import Option, Settings
+from tubelet.storage import StorageOptions
+from tubelet.training.recipe import Recipe
+
+
+class TrainSettings(Settings):
+    """Where a run reads and writes, and how it begins."""
+
+    manifest: Annotated[str, Option()]
+    """Manifest made by `tubelet index`."""
+    out: Annotated[str, Option()]
+    """Where checkpoints and the model go."""
+    init: Annotated[str | None, Option()] = None
+    """Weights to start from."""
+    resume: Annotated[bool, Option()] = False
+    """Go on at the newest checkpoint in --out."""
+    experiment: Annotated[str, Option()] = "tubelet"
+    """MLflow experiment."""
+    tracking_uri: Annotated[str | None, Option(envvar="MLFLOW_TRACKING_URI")] = None
+    """MLflow server (default: sqlite:///mlflow.db)."""
+    options: StorageOptions = StorageOptions()
+    """How to reach the stores."""
+
+
+class Request(TrainSettings):
+    """A whole request: the settings and the recipe."""
+
+    recipe: Recipe
+    name: str | None = None
+    """Of the MLflow run (default: the last part of ``out``)."""

@@ -1,0 +1,107 @@
+"""SIGINT and SIGTERM in every job: one line, the status, nothing left running, no lock, no folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from support import wait_until
+from support.labelling import write_video
+
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+WORK = 300  # objects of a job: more than it does before the signal comes
+
+
+class Job:
+    """A job as a process of its own, with a folder for whatever it puts into the system's temporary one."""
+
+    def __init__(self, folder: Path, *args: str, **env: str) -> None:
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tubelet_jobs", *args],
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                env={**os.environ, "TMPDIR": str(self.temporary), **env},
+            )
+        self._seen: set[psutil.Process] = set()
+
+    def descendants(self) -> set[psutil.Process]:
+        """What it has started so far, as far as seen."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._seen.update(psutil.Process(self.process.pid).children(recursive=True))
+        return self._seen
+
+    def wait_for(self, condition: Callable[[Job], bool]) -> None:
+        """Until ``condition`` holds; it must come to hold before the job ends."""
+
+        def reached() -> bool:
+            assert self.process.poll() is None, self.log.read_text("utf-8")
+            return condition(self)
+
+        wait_until(reached, 240)
+
+    def stop(self, number: signal.Signals, within_s: float = 60) -> str:
+        """Send the signal; checks what every job owes. Returns the line that it ends with."""
+        started = self.descendants()
+        self.process.send_signal(number)
+        sent_s = time.monotonic()
+        status = self.process.wait(240)
+        took_s = time.monotonic() - sent_s
+        said = self.log.read_text("utf-8")
+        assert status == STATUS[number], said
+        assert took_s < within_s, f"{took_s:.0f} s"
+        assert "Traceback" not in said
+        assert "Exception ignored" not in said
+        lines = [line for line in said.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1, said
+        assert f"stopped by {number.name}" in lines[0]
+        wait_until(lambda: not any(_runs(process) for process in started), 20)
+        left = [path.name for path in self.temporary.iterdir() if not path.name.startswith("ray")]
+        assert left == []
+        return lines[0]
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _decodes(job: Job) -> bool:
+    """It has come to the videos: their decoders run."""
+    for process in job.descendants():
+        try:
+            if any("tubelet.video.child" in word for word in process.cmdline()):
+                return True
+        except psutil.Error:
+            continue
+    return False
+
+
+def _corpus(folder: Path, count: int = WORK) -> Path:
+    """One tiny video under ``count`` names."""
+    first = write_video(folder / "first.mp4", 0)
+    for number in range(count - 1):
+        os.link(first, folder / f"{number:04d}.mp4")
+    return folder
+
+
+@pytest.mark.parametrize("number", STATUS, ids=lambda number: number.name)
+def test_index_stops(tmp_path: Path, number: signal.Signals) -> None:
+    source, out = str(_corpus(tmp_path / "videos")), str(tmp_path / "manifest")
+    job = Job(tmp_path, "index", source, "--out", out, "--workers", "2")
+    job.wait_for(_decodes)
+    job.stop(number)
