@@ -1,7 +1,8 @@
 """A model as people hand it around: weights, label names and preprocessing in one safetensors file.
 
 A MODEL on the command line is a ``train --out`` folder, one of its checkpoints, such a file itself (each on
-any store), ``runs:/ID`` or ``models:/NAME@ALIAS``. A ``train --out`` folder whose training has not ended has
+any store), ``runs:/ID`` or ``models:/NAME@ALIAS``, or a video classifier of Hugging Face: its folder, or
+``hf:NAME`` from the hub's cache or the network. A ``train --out`` folder whose training has not ended has
 no final weights yet; its newest complete checkpoint is taken then, and :attr:`ModelBundle.source` says so.
 """
 
@@ -24,6 +25,7 @@ from tubelet import storage
 from tubelet._version import NewerSchemaError
 from tubelet.clips import ClipSpec
 from tubelet.config import UserError
+from tubelet.inference.classifiers import classifier_folder, read_classifier
 from tubelet.storage import StorageOptions
 from tubelet.tracking import ModelLink, model_link, resolve_model
 from tubelet.tracking.registry import MODEL_FILE
@@ -79,6 +81,9 @@ class ModelBundle:
         Raises:
             UserError: there is no model there (says what was looked for), or it is none of tubelet.
         """
+        folder = classifier_folder(str(uri))
+        if folder is not None:
+            return cls._of_huggingface(folder, str(uri), device)
         with _local_file(str(uri), tracking_uri, options) as (path, source, link):
             return cls._read(path, source, link, device)
 
@@ -144,6 +149,14 @@ class ModelBundle:
             "clip": self.clip.model_dump(mode="json"),
             "multilabel": self.multilabel,
         }
+
+    @classmethod
+    def _of_huggingface(cls, folder: Path, name: str, device: str | torch.device) -> ModelBundle:
+        found = read_classifier(folder, name, device)
+        bundle = cls(found.model, {"label": found.labels}, found.clip, found.multilabel, found.metadata, name)
+        bundle.identity = f"sha256:{_digest(bundle)}"
+        bundle.link = ModelLink(name, None)
+        return bundle
 
     @classmethod
     def _read(
@@ -228,7 +241,7 @@ def find_file(uri: str, options: StorageOptions = DEFAULT_OPTIONS) -> str:
             return storage.join(path, MODEL_FILE)
     raise UserError(
         f"no model at {uri}: neither {MODEL_FILE} nor a complete checkpoint is there; "
-        "give a train --out folder, models:/NAME@ALIAS or runs:/ID"
+        "give a train --out folder, models:/NAME@ALIAS, runs:/ID, or hf:NAME of a video classifier"
     )
 
 
