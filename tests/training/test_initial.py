@@ -13,8 +13,9 @@ from tubelet.config import UserError
 from tubelet.inference.bundle import ModelBundle
 from tubelet.training.build import initial_model
 from tubelet.training.optim import freeze_parameters, frozen_names, make_optimiser
-from tubelet.training.prepare import INITIAL, Request, prepare, write_record
+from tubelet.training.prepare import INITIAL, prepare, write_record
 from tubelet.training.recipe import OptimiserSettings
+from tubelet.training.request import Request
 from tubelet.vivit import ViViT, ViViTConfig
 from tubelet_jobs.recipes import load_recipe
 
@@ -59,7 +60,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def request(manifest: str, out: Path, *overrides: str, init: str | None, resume: bool = False) -> Request:
     recipe = load_recipe("tiny", [*RECIPE, "size=32", "frames=4", *overrides])
-    return Request(recipe, manifest, str(out), init=init, resume=resume)
+    return Request(recipe=recipe, manifest=manifest, out=str(out), init=init, resume=resume)
 
 
 def test_a_variant_alone_follows_its_source(manifest: str, image: str, tmp_path: Path) -> None:
