@@ -105,3 +105,31 @@ def test_index_stops(tmp_path: Path, number: signal.Signals) -> None:
     job = Job(tmp_path, "index", source, "--out", out, "--workers", "2")
     job.wait_for(_decodes)
     job.stop(number)
+
+
+def test_the_end_is_not_that_of_the_interpreter() -> None:
+    """Native code that aborts while a process ends, as threads of Arrow and Torch may, changes no status."""
+    code = (
+        "import ctypes, sys\nfrom tubelet_jobs import cli\n"
+        "libc = ctypes.CDLL(None)\nlibc.__cxa_atexit(libc.abort, None, None)\n"
+        "sys.argv = ['tubelet', '--version']\n"
+    )
+    ends = {"sys.exit(0)": -signal.SIGABRT, "cli.main()": 0}
+    for end, status in ends.items():
+        command = [sys.executable, "-c", code + end]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == status, done.stderr
+    assert done.stdout.startswith("tubelet ")
+
+
+def test_a_signal_that_a_destructor_swallows_is_heard_again() -> None:
+    code = (
+        "import signal, sys, time\nfrom tubelet_jobs.stopping import Interrupted, Signals\n"
+        "class Deaf:\n    def __del__(self): signal.raise_signal(signal.SIGTERM)\n"
+        "with Signals() as signals:\n"
+        "    try:\n        Deaf()\n        time.sleep(30)\n"
+        "    except Interrupted: print(signals.number.name)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("SIGTERM\n", "", 0)
