@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -82,9 +82,28 @@ def _runtime_env(empty: str, *, local: bool) -> dict[str, Any]:
 
 def print_summary(summary: Mapping[str, Any]) -> None:
     """Print the job's result as one JSON line, the last of stdout."""
-    print(json.dumps(summary, default=str, sort_keys=False), flush=True)
+    from tubelet.plain_json import plain
+
+    print(json.dumps(plain(summary), allow_nan=False), flush=True)
 
 
 def say(message: str) -> None:
     """A line for the person at the terminal: to stderr, so that stdout stays the summary."""
     print(message, file=sys.stderr, flush=True)
+
+
+def review_page(**settings: Any) -> Callable[[str, str], str]:
+    """What makes a page of the predictions at one URI, at another, and returns its URI.
+
+    Args:
+        settings: of :class:`tubelet.review.page.ReviewConfig`; None: its default.
+    """
+
+    def make(predictions: str, out: str) -> str:
+        from tubelet.config import load_settings
+        from tubelet.review.page import ReviewConfig, review
+
+        given = {name: value for name, value in settings.items() if value is not None}
+        return review(load_settings(ReviewConfig, {"predictions": predictions, "out": out, **given})).out
+
+    return make

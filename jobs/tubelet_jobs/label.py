@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from tubelet.config import UserError, load_settings
+from tubelet.config import load_settings
 
-from tubelet_jobs.common import Anonymous, DryRun, RayAddress, TrackingUri, connect_ray, print_summary, say
+from tubelet_jobs.common import (
+    Anonymous,
+    DryRun,
+    RayAddress,
+    TrackingUri,
+    connect_ray,
+    print_summary,
+    review_page,
+    say,
+)
 
 
 def command(  # noqa: PLR0917 - typer calls it by name
@@ -37,9 +46,9 @@ def command(  # noqa: PLR0917 - typer calls it by name
     review_limit: Annotated[
         int, typer.Option(help="Most videos on the review page that is made at the end; 0 for no page.")
     ] = 100,
-    workers: Annotated[int | None, typer.Option(help="Decode workers (default: one a CPU).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Decode workers (default: one per CPU).")] = None,
     predictors: Annotated[
-        int | None, typer.Option(help="Predictors apart from the decode workers (default: one a GPU).")
+        int | None, typer.Option(help="Predictors apart from the decode workers (default: one per GPU).")
     ] = None,
     gpus: Annotated[
         float | None, typer.Option(help="GPUs of each predictor, such as 0.5; 0 for none.")
@@ -49,14 +58,16 @@ def command(  # noqa: PLR0917 - typer calls it by name
     anonymous: Anonymous = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Label every video under SRC, one row an object, in OUT/*.parquet.
+    """Label every video under SRC, one row per object, in OUT/*.parquet.
 
     Broken videos become rows with status=error and a reason. Stop it whenever you like: the same command goes
     on where it was, labels what is new or changed since, and does nothing when all is done.
 
     Example: tubelet label s3://bucket/ --model models:/m@best --out s3://labels/
     """
-    from tubelet.labelling.job import LabelConfig, LabelJob
+    from tubelet.labelling.config import LabelConfig
+    from tubelet.labelling.job import LabelJob
+    from tubelet.labelling.windows import Windows
 
     config = load_settings(
         LabelConfig,
@@ -68,8 +79,8 @@ def command(  # noqa: PLR0917 - typer calls it by name
             "topk": topk,
             "scores": scores,
             "embeddings": embeddings_type if embeddings else None,
-            "views": _views(views),
-            "windows": _windows(window, stride),
+            "views": views,
+            "windows": Windows.parse(window, stride),
             "max_error_rate": max_error_rate,
             "retry_errors": retry_errors,
             "new_version": new_version,
@@ -86,27 +97,8 @@ def command(  # noqa: PLR0917 - typer calls it by name
     if dry_run:
         say(job.describe())
         return
-    summary = job.run(lambda: connect_ray(ray_address))
+    page = review_page(limit=review_limit, workers=workers, anonymous=anonymous) if review_limit else None
+    summary = job.run(lambda: connect_ray(ray_address), page)
     if not summary.labelled:
         say(f"nothing to do: all {summary.objects} objects are labelled in {summary.out}")
     print_summary(summary.to_dict())
-
-
-def _views(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise UserError(f"--views {text!r}: write TIMExSPACE, for example 4x3")
-    return int(parts[0]), int(parts[1])
-
-
-def _windows(window: str | None, stride: str | None) -> dict[str, float] | None:
-    from tubelet.labelling.windows import seconds
-
-    if window is None:
-        if stride is not None:
-            raise UserError("--stride needs --window: for example --window 2s --stride 1s")
-        return None
-    try:
-        return {"window_s": seconds(window), "stride_s": seconds(stride or window)}
-    except ValueError as error:
-        raise UserError(f"--window/--stride: {error} is no duration; write 2s, 500ms or 1.5") from error

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
 
 from tubelet.config import UserError
+
+MaxErrorRate = Annotated[float, Field(ge=0, le=1)]
+"""The share of videos that may fail before a job ends, 0 to 1."""
 
 WINDOW = 1000
 # At the end of a small job the rate counts from this many rows on: two broken files of three say nothing.
 _AT_LEAST = 10
 
 
-class ErrorGuard:
-    """Watches the share of failures among the last thousand rows."""
+class ErrorRate:
+    """Watches the share of failures among the last thousand rows.
 
-    def __init__(self, max_error_rate: float) -> None:
-        self.max_error_rate = max_error_rate
+    Args:
+        maximum: the share that is allowed.
+        advice: what to do about it, for the error's second line.
+        at_least: a job of fewer rows is not judged at its end.
+    """
+
+    def __init__(self, maximum: float, advice: str, *, at_least: int = _AT_LEAST) -> None:
+        self.maximum, self._advice, self._at_least = maximum, advice, at_least
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self._last: deque[bool] = deque(maxlen=WINDOW)
@@ -36,7 +48,7 @@ class ErrorGuard:
             self.reasons[code] += 1
             self.examples.setdefault(code, reason or "")
         if len(self._last) == WINDOW:
-            self._check()
+            self.check(self._failed, WINDOW, self.reasons, self.examples)
 
     def judge(self, rows: int, errors: Mapping[str, int], examples: Mapping[str, str]) -> None:
         """The job is done; one of less than a thousand rows is judged by all that it made of them.
@@ -44,24 +56,23 @@ class ErrorGuard:
         Raises:
             UserError: too many failed.
         """
-        failed = sum(errors.values())
-        if _AT_LEAST <= rows < WINDOW and failed > self.max_error_rate * rows:
-            raise too_many_errors(failed, rows, errors, examples, self.max_error_rate)
+        if self._at_least <= rows < WINDOW:
+            self.check(sum(errors.values()), rows, errors, examples)
 
-    def _check(self) -> None:
-        if self._failed > self.max_error_rate * len(self._last):
-            raise too_many_errors(
-                self._failed, len(self._last), self.reasons, self.examples, self.max_error_rate
-            )
+    def check(self, failed: int, rows: int, reasons: Mapping[str, int], examples: Mapping[str, str]) -> None:
+        """Judge ``failed`` of ``rows``.
 
-
-def too_many_errors(
-    failed: int, of: int, reasons: Mapping[str, int], examples: Mapping[str, str], max_error_rate: float
-) -> UserError:
-    """The error that names the commonest reasons."""
-    commonest = sorted(reasons.items(), key=lambda item: -item[1])[:3]
-    told = "; ".join(f"{count} {code} ({examples.get(code) or 'no message'})" for code, count in commonest)
-    return UserError(
-        f"{failed} of the last {of} videos failed, more than --max-error-rate {max_error_rate:g}: {told}.\n"
-        "What is done is published: mend the cause and set --retry-errors, or raise --max-error-rate"
-    )
+        Raises:
+            UserError: too many; names the commonest reasons.
+        """
+        if failed <= self.maximum * rows:
+            return
+        commonest = sorted(reasons.items(), key=lambda item: -item[1])[:3]
+        told = "; ".join(
+            f"{count} {code} ({examples.get(code) or 'no message'})" for code, count in commonest
+        )
+        raise UserError(
+            f"{failed} of the last {rows} videos failed, more than --max-error-rate "
+            f"{self.maximum:g}: {told}.\n"
+            f"{self._advice}, or raise --max-error-rate"
+        )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from support import S3Bucket
 from support.training import moving_square, write_video
 from tubelet import storage
-from tubelet.clips import ClipDecoder, ClipSpec, TrainCrop, tubelets_to_clip
-from tubelet.video import DecoderStartError
+from tubelet.clips import ClipDecoder, ClipSpec, TrainCrop, parse_views, tubelets_to_clip
+from tubelet.video import DecoderStartError, Sandbox
+from tubelet.video.errors import ClipError
 
 SPEC = ClipSpec(frames=8, stride=None, size=32, short_side=40, tubelet=(2, 16, 16))
 
@@ -123,3 +125,68 @@ def test_the_same_from_a_bucket(folder: Path, s3: S3Bucket) -> None:
     assert np.array_equal(out["tubelets"][0], out["tubelets"][2])
     assert out["error_code"].tolist()[0] == ""
     assert out["error_code"][1], "another content than the manifest's is an error, not a silent substitute"
+
+
+def test_several_specs_in_one_pass(folder: Path) -> None:
+    small = ClipSpec(frames=4, stride=None, size=16, short_side=16, tubelet=(2, 8, 8))
+    both = ClipDecoder((SPEC, small), views=(2, 1))
+    alone = [ClipDecoder(spec, views=(2, 1)) for spec in (SPEC, small)]
+    try:
+        batch = rows(str(folder / "good ä.mp4"), str(folder / "bad.mp4"))
+        out, one, two = both(batch), alone[0](batch), alone[1](batch)
+    finally:
+        for decoder in (both, *alone):
+            decoder.close()
+    assert np.array_equal(out["tubelets"], one["tubelets"])
+    assert np.array_equal(out["tubelets_1"], two["tubelets"])
+    assert np.array_equal(out["clip_times_s_1"], two["clip_times_s"], equal_nan=True)
+    assert out["failed"].tolist() == [False, True]
+    with pytest.raises(ValueError, match="one spec"):
+        ClipDecoder((SPEC, small), train=TrainCrop())
+
+
+def test_a_local_file_replaced_since_it_was_listed(
+    decoder: ClipDecoder, train_decoder: ClipDecoder, tmp_path: Path
+) -> None:
+    path = tmp_path / "video.mp4"
+    write_video(path, moving_square(1, 0))
+    info = storage.stat(path)
+    assert info is not None
+    batch = rows(str(path), str(path), weight=[1.0, 1.0], epoch=[0, 0])
+    batch["etag"] = np.array([info.etag, None], object)
+    write_video(path, moving_square(-1, 9))
+    for one in (decoder, train_decoder):
+        out = one(batch)
+        assert out["error_code"].tolist() == ["changed", ""]
+        assert out["failed"].tolist() == [True, False]
+        assert out["weight"].tolist() == [0, 1]
+        assert not out["tubelets"][0].any()
+
+
+def test_whatever_is_wrong_with_a_row_is_its_reason(
+    decoder: ClipDecoder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = decoder(rows("ftp://host/a.mp4", "s3://", str(folder / "good ä.mp4")))
+    assert out["error_code"].tolist() == ["bad_uri", "bad_uri", ""]
+    assert "the scheme is 'ftp'" in out["error"][0]
+    batch = rows("a", "b")
+    batch["source"] = np.array([(folder / "good ä.mp4").read_bytes(), b"none"], object)
+    assert decoder(batch)["error_code"].tolist() == ["", "open_error"]
+
+    for error, code in (
+        (ClipError("frame 7 asked for, but there are 3 frames"), "no_frames"),
+        (KeyError("ours"), "internal_error"),
+    ):
+        monkeypatch.setattr(Sandbox, "decode_views", Mock(side_effect=error))
+        assert decoder(rows("a.mp4"))["error_code"].tolist() == [code]
+
+
+@pytest.mark.parametrize(("text", "views"), [("4x3", (4, 3)), ("1x2", (1, 2)), ("2X1", (2, 1))])
+def test_views_as_text(text: str, views: tuple[int, int]) -> None:
+    assert parse_views(text) == views
+
+
+@pytest.mark.parametrize("text", ["", "4", "4x", "0x1", "4x3x2", "-1x1", "many"])
+def test_views_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="for example 4x3"):
+        parse_views(text)

@@ -38,7 +38,7 @@ def test_the_loop_sleeps_while_nobody_reads_and_nothing_is_lost(monkeypatch: pyt
     )
     limits = ExecutionResources.for_limits(object_store_memory=16 << 20)
     data.context.execution_options = ExecutionOptions(resource_limits=limits, preserve_order=True)
-    pace.keep_pace(data.context)
+    pace.throttle_scheduler(data.context)
     batches = iter(data.iter_batches(batch_size=None, prefetch_batches=0))
     ids = [int(next(batches)["id"][0])]
     # From here on the store has its fill and nobody reads: Ray Data has nothing to wait for.

@@ -70,7 +70,7 @@ def test_every_video_once_with_the_mean_of_its_views(manifest: pa.Table) -> None
         if batch["error_code"][0]:
             assert got["status"] == "error"
             assert got["error_code"] == batch["error_code"][0]
-            assert "label" not in got
+            assert got["label"] is None
             continue
         with torch.inference_mode():
             logits = bundle.model(torch.from_numpy(batch["tubelets"][0])).mean(0)
@@ -114,7 +114,7 @@ def test_labels_the_model_does_not_know_are_refused_before_work(manifest: pa.Tab
 
 def test_too_many_failures_are_an_error(manifest: pa.Table) -> None:
     config = EvaluationConfig(max_error_rate=0.05, workers=2)
-    with pytest.raises(UserError, match="2 of 20 videos could not be decoded, the first: "):
+    with pytest.raises(UserError, match=r"2 of the last 20 videos failed, .*--max-error-rate 0\.05: 2 "):
         evaluate_model(make_bundle({"label": ["left", "right"]}), manifest, "train", config)
 
 
@@ -189,3 +189,13 @@ def test_the_job_writes_tables_figures_and_a_linked_run(
     with pytest.raises(UserError, match="is no evaluation: choose another --out"):
         command(str(tmp_path / "model"), manifest, out=str(tmp_path / "other"), tracking_uri=uri)
     assert (tmp_path / "other" / "thesis.txt").exists()
+
+
+def test_a_video_replaced_since_the_index_is_counted(tmp_path: Path) -> None:
+    manifest = read_manifest(write_corpus(tmp_path, {"train": 4}))
+    replaced = manifest["uri"][0].as_py()
+    Path(replaced).write_bytes(Path(manifest["uri"][1].as_py()).read_bytes())
+    config = EvaluationConfig(workers=1, max_error_rate=0.3)
+    found = evaluate_model(make_bundle({"label": ["left", "right"]}), manifest, "train", config)
+    assert (found.ok, found.errors) == (3, 1)
+    assert [row["error_code"] for row in found.rows if row["uri"] == replaced] == ["changed"]

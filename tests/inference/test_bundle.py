@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import tubelet
 from support import S3Bucket
 from support.training import moving_square, write_video
 from support.vivit import randomised
 from tubelet import storage
-from tubelet.clips import ClipDecoder, ClipSpec
+from tubelet.clips import ClipSpec
 from tubelet.config import UserError
 from tubelet.inference.bundle import ModelBundle, find_link, is_bundle
+from tubelet.inference.forward import Forward
 from tubelet.tracking import Tracker, resolve_model
 from tubelet.vivit import ViViT, ViViTConfig
 
@@ -118,13 +120,13 @@ def test_views_are_averaged_as_raw_logits_in_any_batch_size() -> None:
     x = draw.integers(0, 256, (3, 4, SPEC.tokens, SPEC.token_bytes), dtype=np.uint8)
     with torch.inference_mode():
         each = bundle.model(torch.from_numpy(x.reshape(12, *x.shape[2:]))).view(3, 4, -1).mean(1).numpy()
-    for batch in (1, 5, 12):
-        got = bundle.view_logits(x, batch)["label"]
-        np.testing.assert_allclose(got, each, atol=1e-5)
-    scores = bundle.probabilities({"label": each})["label"]
-    np.testing.assert_allclose(scores.sum(-1), 1, atol=1e-6)
     x.flags.writeable = False  # as Ray hands out its memory
-    bundle.view_logits(x)
+    for batch in (1, 5, 12):
+        forward = Forward(make_bundle().model, torch.device("cpu"), most_clips=batch)
+        got = forward(x, np.array([0, 2]))
+        np.testing.assert_allclose(got.logits["label"], each[[0, 2]], atol=1e-5)
+        np.testing.assert_allclose(got.probabilities["label"].sum(-1), 1, atol=1e-6)
+        assert got.finite.all()
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +194,7 @@ def test_logged_from_code_with_signature_and_without_a_pickle(
 ) -> None:
     # MLflow puts the model's own copy of the code first on the path: later tests must not start from it.
     monkeypatch.setattr(sys, "path", list(sys.path))
-    uri, _, bundle = registered
+    uri, _, _ = registered
     link = ModelBundle.load("models:/moves@champion", uri).described()
     place = mlflow.MlflowClient(uri).get_logged_model(link.model_id).artifact_location
     folder = Path(mlflow.artifacts.download_artifacts(place, dst_path=str(tmp_path)))
@@ -205,15 +207,11 @@ def test_logged_from_code_with_signature_and_without_a_pickle(
     write_video(video, moving_square(-1, 5))
     table = pd.DataFrame({"uri": [str(video), str(tmp_path / "missing.mp4")]})
     out = loaded.predict(table, params={"views": "2x1", "topk": 2})
-    decoded = ClipDecoder(SPEC, views=(2, 1))(
-        {
-            name: np.array([value], object)
-            for name, value in (("key", "k"), ("uri", str(video)), ("etag", None))
-        }
-    )
-    scores = bundle.probabilities(bundle.view_logits(decoded["tubelets"]))["label"][0]
-    assert out["label"][0] == bundle.labels["label"][int(scores.argmax())]
-    assert out["score"][0] == pytest.approx(float(scores.max()), abs=1e-5)
+    with tubelet.load("models:/moves@champion", tracking_uri=uri) as model:
+        row, missing = model.predict(table["uri"], views="2x1", topk=2)
+    assert (out["label"][0], out["score"][0]) == (row["label"], row["score"])
+    assert out["topk_labels"][0] == row["topk_labels"]
+    assert out["error"][1] == missing["error"]
     assert len(out["topk_labels"][0]) == 2
     assert pd.isna(out["label"][1])
     assert "No such file" in out["error"][1]

@@ -15,7 +15,7 @@ from support import S3Bucket
 from support.labelling import assert_one_row_each, read_rows, read_with_duckdb
 from tubelet.config import UserError
 from tubelet.corpus.digests import digests
-from tubelet.inference.output import OutputFiles, claim
+from tubelet.inference.output import OutputFiles, check_or_init_output
 from tubelet.inference.published import Published
 from tubelet.inference.schema import RowShape, table_of
 from tubelet.inference.sink import PredictionSink, SinkLimits
@@ -157,12 +157,12 @@ def test_interval_grows_with_the_job_and_with_the_cost_of_writing() -> None:
 
 def test_another_model_is_refused_or_moved_aside(out: str) -> None:
     files = OutputFiles(out)
-    claim(files, {"model": "m1", "sampling": "x"})
+    check_or_init_output(files, {"model": "m1", "sampling": "x"})
     sink_of(out).add(rows_of(0, 5))
-    claim(files, {"model": "m1", "sampling": "x"})
+    check_or_init_output(files, {"model": "m1", "sampling": "x"})
     with pytest.raises(UserError, match=r"model 'm1' is now 'm2'[\s\S]*--new-version"):
-        claim(files, {"model": "m2", "sampling": "x"})
-    claim(files, {"model": "m2", "sampling": "x"}, new_version=True)
+        check_or_init_output(files, {"model": "m2", "sampling": "x"})
+    check_or_init_output(files, {"model": "m2", "sampling": "x"}, new_version=True)
     assert not [name for name in files.names() if name.endswith(".parquet")]
     assert len(sink_of(out).published) == 0
     version = next(name for name in OutputFiles(out + "/_versions").names() if not name.startswith("."))
@@ -172,7 +172,7 @@ def test_another_model_is_refused_or_moved_aside(out: str) -> None:
 def test_foreign_parquet_files_are_not_ours(tmp_path: Path) -> None:
     (tmp_path / "other.parquet").write_bytes(b"x")
     with pytest.raises(UserError, match="choose another --out"):
-        claim(OutputFiles(str(tmp_path)), {"model": "m"})
+        check_or_init_output(OutputFiles(str(tmp_path)), {"model": "m"})
 
 
 def test_all_null_columns_keep_their_types_for_plain_readers(tmp_path: Path) -> None:

@@ -175,3 +175,16 @@ def test_no_free_port_for_the_embedded_server(tmp_path: Path, monkeypatch: pytes
 
 def _taken(self: object, address: object) -> None:
     raise OSError(98, "Address already in use")
+
+
+def test_one_syntax_of_views_and_one_range_of_the_error_rate(world: World, tmp_path: Path) -> None:
+    manifest = world.index("views", labels="folders", split="train=0,val=0,test=1")
+    model = str(tiny_bundle(tmp_path / "model"))  # left, right, up, down
+    tracking = ("--tracking-uri", f"sqlite:///{tmp_path}/m.db")
+    evaluate = ("evaluate", "--model", model, "--manifest", manifest, *tracking)
+    label = ("label", manifest, "--model", model, "--out", str(tmp_path / "out"), *tracking)
+    for job in (evaluate, label):
+        assert "for example 4x3" in _error(*job, "--views", "many")
+        assert "max_error_rate" in _error(*job, "--max-error-rate", "7")
+    assert "clockwise" in _error(*evaluate, "--views", "1x2")
+    assert "for example 4x3" in _error(*_train(manifest, tmp_path / "run", "evaluation.views=many"))

@@ -27,7 +27,9 @@ from support.labelling import (
 )
 from tubelet import storage
 from tubelet.config import UserError, load_settings
-from tubelet.labelling.job import LabelConfig, LabelJob, Summary
+from tubelet.labelling.config import LabelConfig
+from tubelet.labelling.job import LabelJob, Summary
+from tubelet_jobs.common import review_page
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -65,7 +67,9 @@ def label(tracking: str, model: Path) -> Label:
             "workers": 1,
             "review_limit": 0,
         }
-        return LabelJob(load_settings(LabelConfig, given | settings)).run(lambda: None)
+        config = load_settings(LabelConfig, given | settings)
+        page = review_page(limit=config.review_limit, workers=1) if config.review_limit else None
+        return LabelJob(config).run(lambda: None, page)
 
     return run
 
@@ -290,4 +294,5 @@ def test_command_line(corpus: Path, tmp_path: Path, model: Path) -> None:
     command = [tubelet, "label", str(corpus), "--model", str(model), "--out", str(tmp_path / "out")]
     done = subprocess.run([*command, "--views", "many"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.strip() == "error: --views 'many': write TIMExSPACE, for example 4x3"
+    assert "views 'many': write temporal clips x spatial crops, for example 4x3" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

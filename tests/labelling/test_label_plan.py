@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from tubelet.config import UserError, load_settings
 from tubelet.corpus.manifest import SCHEMA, key_of
-from tubelet.error_rate import ErrorGuard
+from tubelet.error_rate import ErrorRate
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.published import Published
 from tubelet.inference.schema import RowShape, table_of
@@ -82,7 +82,7 @@ def test_segments_are_windows_of_their_object(files: OutputFiles) -> None:
         {"key": key, "segment": 1, "clip_start_s": 2.0, "clip_end_s": 5.0},
     )
     plan = make_plan([manifest], [Published.of([])], files, "_plan")
-    assert [(r["window"], r["start_s"], r["end_s"]) for r in requests_of(plan, files)] == [
+    assert [(r["window"], r["clip_start_s"], r["clip_end_s"]) for r in requests_of(plan, files)] == [
         (0, 0.0, 2.0),
         (1, 2.0, 5.0),
     ]
@@ -167,7 +167,7 @@ def test_intervals_of_many_videos_are_in_order() -> None:
 
 
 def test_guard_names_the_commonest_reasons() -> None:
-    guard = ErrorGuard(0.2)
+    guard = ErrorRate(0.2, "mend it")
     for i in range(999):
         guard.see("timeout" if i % 4 == 0 else None, "not done after 60 s")
     with pytest.raises(UserError, match=r"251 of the last 1000 .*251 timeout \(not done after 60 s\)"):
@@ -175,13 +175,13 @@ def test_guard_names_the_commonest_reasons() -> None:
 
 
 def test_guard_looks_at_the_last_thousand_only() -> None:
-    guard = ErrorGuard(0.2)
+    guard = ErrorRate(0.2, "mend it")
     for i in range(5000):
         guard.see("crash" if i % 1000 < 200 else None)
 
 
 def test_guard_judges_a_small_job_at_its_end() -> None:
-    guard = ErrorGuard(0.2)
+    guard = ErrorRate(0.2, "mend it")
     guard.judge(10, {"crash": 2}, {})
     guard.judge(3, {"crash": 3}, {})
     with pytest.raises(UserError, match="3 of the last 10"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 from support.labelling import CLASSES, write_video
@@ -221,3 +224,24 @@ def test_command_line(predictions: Path, tmp_path: Path) -> None:
 def test_no_predictions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give the --out of `tubelet label`"):
         review(ReviewConfig(predictions=str(tmp_path), out=str(tmp_path / "p.html")))
+
+
+def test_numbers_that_are_none_and_pictures_that_are_too_wide(tmp_path: Path) -> None:
+    """Rows of earlier versions may hold NaN; a strip over the limit of JPEG is no picture, and no failure."""
+    with av.open(str(tmp_path / "wide.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 4096, 16, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 4096, 3), np.uint8))))
+        container.mux(stream.encode())
+    row = row_of(0, str(tmp_path / "wide.mp4"))
+    row |= {"score": math.nan, "topk_scores": [math.nan, math.inf, 0.0, -math.inf]}
+    schema = RowShape().schema()
+    sink = PredictionSink(OutputFiles(str(tmp_path / "out")), schema, SinkLimits(part_rows=1))
+    sink.add(table_of([row], schema))
+    page = tmp_path / "page.html"
+    made = review(ReviewConfig(predictions=str(tmp_path / "out"), out=str(page), workers=1))
+    assert (made.videos, made.shown, made.without_frames) == (1, 1, 1)
+    _, _, rest = page.read_text("utf-8").partition('id="data">')
+    data = json.loads(rest.partition("</script>")[0], parse_constant=pytest.fail)
+    assert data["videos"][0]["score"] is None
+    assert data["videos"][0]["missing"].startswith("No picture: frames of ")

@@ -77,13 +77,15 @@ def write_corpus(
 
 def _row(path: Path, root: Path, label: str, split: str) -> dict[str, Any]:
     relative = path.relative_to(root).as_posix()
+    info = storage.stat(path)
+    assert info is not None
     return {
         "key": key_of(relative),
         "segment": 0,
         "uri": str(path),
         "path": relative,
-        "etag": f"{path.stat().st_mtime_ns}-{path.stat().st_size}",
-        "size": path.stat().st_size,
+        "etag": info.etag,
+        "size": info.size_bytes,
         "status": "ok",
         "label": label,
         "split": split,

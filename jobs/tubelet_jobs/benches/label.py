@@ -201,7 +201,8 @@ def _rate(action: Callable[[], None], each: int, seconds: float) -> float:
 
 def _ours(folder: Path, size: Size) -> dict[str, float]:
     from tubelet.corpus.index import IndexConfig, index_corpus
-    from tubelet.labelling.job import LabelConfig, LabelJob
+    from tubelet.labelling.config import LabelConfig
+    from tubelet.labelling.job import LabelJob
 
     say("bench label: tubelet")
     index_corpus(IndexConfig(src=str(folder / "videos"), out=str(folder / "manifest")))

@@ -6,7 +6,7 @@ are decoded (:class:`ClipDecoder`).
 
 from tubelet.clips.decoder import Batch, ClipDecoder
 from tubelet.clips.draws import generator, seed_of
-from tubelet.clips.spec import ClipSpec, TrainCrop
+from tubelet.clips.spec import ClipSpec, TrainCrop, Views, parse_views
 from tubelet.clips.tubelets import clip_to_tubelets, tubelets_to_clip
 
 __all__ = [
@@ -14,8 +14,10 @@ __all__ = [
     "ClipDecoder",
     "ClipSpec",
     "TrainCrop",
+    "Views",
     "clip_to_tubelets",
     "generator",
+    "parse_views",
     "seed_of",
     "tubelets_to_clip",
 ]

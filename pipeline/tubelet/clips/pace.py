@@ -17,14 +17,14 @@ _LONGEST_PAUSE_S = 0.1
 _SHORT_TURN_S = 0.01
 
 
-def keep_pace(context: DataContext) -> None:
+def throttle_scheduler(context: DataContext) -> None:
     """Have executions under ``context`` sleep where they would spin."""
     others = [each for each in context.custom_execution_callback_classes if each is not _Pace]
     context.custom_execution_callback_classes = [*others, _Pace]
 
 
 class _Pace:
-    """Ray Data calls it once a turn of its loop."""
+    """Ray Data calls it once per turn of its loop."""
 
     def __init__(self) -> None:
         self._pause_s = 0.0

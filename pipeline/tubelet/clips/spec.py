@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tubelet.clips.tubelets import token_shape
 from tubelet.config import Settings
@@ -22,6 +23,26 @@ from tubelet.video import (
 )
 
 Positive = Annotated[int, Field(ge=1)]
+
+
+def parse_views(text: str) -> tuple[int, int]:
+    """``"4x3"`` to (4 temporal clips, 3 spatial crops).
+
+    Raises:
+        ValueError: not of that form, or a number that is not positive.
+    """
+    match = re.fullmatch(r"\s*([1-9][0-9]*)\s*[xX]\s*([1-9][0-9]*)\s*", text)
+    if match is None:
+        raise ValueError(f"views {text!r}: write temporal clips x spatial crops, for example 4x3")
+    return int(match[1]), int(match[2])
+
+
+def _as_views(value: Any) -> Any:
+    return parse_views(value) if isinstance(value, str) else value
+
+
+Views = Annotated[tuple[Positive, Positive], BeforeValidator(_as_views)]
+"""Temporal clips x spatial crops of a video, whose logits are averaged: ``(4, 3)``, or ``"4x3"`` as text."""
 
 
 class ClipSpec(Settings):
@@ -60,13 +81,13 @@ class ClipSpec(Settings):
 
     @property
     def tokens(self) -> int:
-        """Tubelets a clip."""
+        """Tubelets per clip."""
         nt, nh, nw, _ = token_shape(self.frames, self.size, self.size, self.tubelet)
         return nt * nh * nw
 
     @property
     def token_bytes(self) -> int:
-        """Bytes a tubelet, uint8."""
+        """Bytes per tubelet, uint8."""
         return token_shape(self.frames, self.size, self.size, self.tubelet)[3]
 
     @property
@@ -74,6 +95,10 @@ class ClipSpec(Settings):
         """One word for tables and tags: ``32x2@224``, ``32uniform@224``, ``16at8fps@112``."""
         rule = f"at{self.fps:g}fps" if self.fps else "uniform" if self.stride is None else f"x{self.stride}"
         return f"{self.frames}{rule}@{self.size}"
+
+    def sampling_of(self, views: tuple[int, int]) -> str:
+        """What of a video a model sees, for rows: ``32x2@224 of 256 views=4x3``."""
+        return f"{self.sampling} of {self.resize_side} views={views[0]}x{views[1]}"
 
     def test_views(self, temporal: int = 1, spatial: int = 1) -> list[View]:
         """The ``temporal x spatial`` views of one video, clip by clip (ViViT section 4: 4 x 3)."""
@@ -90,7 +115,7 @@ class ClipSpec(Settings):
 
 
 class TrainCrop(Settings):
-    """How a training clip is cut out of the picture, one draw a clip (all its frames alike).
+    """How a training clip is cut out of the picture, one draw per clip (all its frames alike).
 
     ``jitter``: the short side to ``short_side``, height and width scaled by factors drawn independently
     from ``scale_jitter``, then a random crop (the paper); ``shift`` holds it to the centre: 1 anywhere,

@@ -12,7 +12,7 @@ from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.listing import Listing
 from tubelet.corpus.manifest import made_from, manifest_file, read_manifest
-from tubelet.corpus.probing import TRANSIENT_CODES
+from tubelet.video import TRANSIENT
 
 # What probing found out; all else in a row comes from the listing.
 _PROBED_COLUMNS = (
@@ -75,7 +75,7 @@ class Earlier:
             self._index = {key: i for i, key in enumerate(self._table.column("key").to_pylist())}
             self._etags = self._table.column("etag").to_pylist()
             pairs = zip(*(self._table.column(n).to_pylist() for n in ("status", "error_code")), strict=True)
-            self._usable = [status != "gone" and code not in TRANSIENT_CODES for status, code in pairs]
+            self._usable = [status != "gone" and code not in TRANSIENT for status, code in pairs]
         self._seen = bytearray(len(self._index))
         self.to_probe = self.unchanged = self.removed = 0
         self.first_to_probe: Row | None = None

@@ -18,15 +18,26 @@ from tubelet.corpus.earlier import Earlier, check_output
 from tubelet.corpus.labels import FOLDERS, load_labels
 from tubelet.corpus.listing import Listing, in_batches, list_corpus
 from tubelet.corpus.manifest import manifest_writer, schema_with
-from tubelet.corpus.probing import TRANSIENT_CODES, Prober, default_workers
+from tubelet.corpus.probing import Prober, default_workers
 from tubelet.corpus.splits import parse_split, split_column_of
 from tubelet.progress import ProgressLine
 from tubelet.storage import DEFAULT_OPTIONS, ObjectInfo, StorageOptions
 from tubelet.storage.lock import OutputLock
 from tubelet.storage.opener import ObjectOpener
+from tubelet.video import ErrorCode
 
 # If none of so many objects can be read, the fault is the store's or ours: end the job, not ten hours later.
 _ENOUGH = 200
+# Of all of the first objects: the fault is not in the videos.
+_UNREADABLE = frozenset(
+    {
+        ErrorCode.NOT_FOUND,
+        ErrorCode.DENIED,
+        ErrorCode.CHANGED,
+        ErrorCode.IO_ERROR,
+        ErrorCode.INTERNAL_ERROR,
+    }
+)
 
 
 class IndexConfig(Settings):
@@ -256,7 +267,7 @@ class _Counts:
             self.ok += not failed
             self.errors += failed
             self.probed += probed
-            if probed and row["error_code"] in TRANSIENT_CODES:
+            if probed and row["error_code"] in _UNREADABLE:
                 self.unreadable += 1
                 self.failure = self.failure or f"{row['error_code']}: {row['error']}"
             line.advance(int(probed), errors=self.errors)

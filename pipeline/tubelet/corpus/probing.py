@@ -11,13 +11,11 @@ from typing import Any, TypeVar
 from tubelet.config import usable_cores
 from tubelet.storage import ObjectInfo, StorageOptions
 from tubelet.storage.opener import ObjectOpener
-from tubelet.video import DecodeError, DecoderStartError, Limits, Sandbox, VideoInfo
+from tubelet.video import DecodeError, DecoderStartError, ErrorCode, Limits, Sandbox, VideoInfo
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Failures that say nothing about the content: an update probes such objects again.
-TRANSIENT_CODES = frozenset({"io_error", "not_found", "internal_error"})
 _MESSAGE_CHARS = 500
 # Requests to S3 are waited for, so probing pays beyond the number of cores; each worker costs a process.
 _MOST_WORKERS = 32
@@ -80,7 +78,7 @@ class Prober:
         except DecoderStartError:
             raise  # no object's fault: without a decoder there is nothing to say of any
         except Exception as error:  # a fault of ours in one object must not cost the other million
-            return failed("internal_error", f"{type(error).__name__}: {error}")
+            return failed(ErrorCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
 
     def _sandbox(self) -> Sandbox:
         sandbox: Sandbox | None = getattr(self._own, "sandbox", None)

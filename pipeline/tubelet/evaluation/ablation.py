@@ -1,7 +1,8 @@
-"""Clips robbed of their motion, to see what a model makes of the rest."""
+"""Temporal ablation: clips without their motion, to see what a model makes of the rest."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,18 @@ from tubelet.clips.spec import ClipSpec
 from tubelet.clips.tubelets import Uint8, tubelets_to_clip, write_tubelets
 
 Ablation = Literal["none", "shuffle", "one-frame"]
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """:func:`ablate` as a transform of the graph of inference; picklable."""
+
+    kind: Ablation
+    seed: int
+
+    def __call__(self, tubelets: Uint8, key: str, spec: ClipSpec) -> Uint8:
+        """The views of one video, uint8 ``(V, tokens, t*h*w*3)``, changed."""
+        return ablate(tubelets, key, self.kind, spec, self.seed)
 
 
 def ablate(tubelets: Uint8, key: str, kind: Ablation, spec: ClipSpec, seed: int = 0) -> Uint8:

@@ -1,4 +1,4 @@
-"""What a model is measured by, from its averaged logits and the true labels; one row a video.
+"""What a model is measured by, from its averaged logits and the true labels; one row per video.
 
 torchmetrics computes what it has; here is what it has not: joint accuracy of several heads, intervals by
 bootstrap over videos, and the tables.
@@ -77,8 +77,14 @@ def bootstrap_interval(
 
 @dataclass
 class HeadReport:
-    """Measures of one head. ``per_class``: a row a class; ``confusion``: counts ``[true, predicted]``;
-    ``reliability``: a row a bin of confidence."""
+    """Measures of one head.
+
+    Attributes:
+        scores, intervals: by name.
+        per_class: one row per class.
+        confusion: counts ``[true, predicted]``.
+        reliability: one row per bin of confidence.
+    """
 
     scores: dict[str, float]
     intervals: dict[str, Interval]
@@ -90,7 +96,7 @@ class HeadReport:
 def single_label_report(
     logits: Tensor, labels: Tensor, names: Sequence[str], groups: Sequence[str], *, seed: int = 0
 ) -> HeadReport:
-    """Measures of a head with one label a video. ``logits`` ``(n, classes)``, ``labels`` int64 ``(n,)``.
+    """Measures of a head with one label per video. ``logits`` ``(n, classes)``, ``labels`` int64 ``(n,)``.
 
     Scores: ``top1``, ``top5`` (from six classes on), ``mean_class_accuracy``, ``map`` and both over the
     classes that occur, ``ece``, ``loss``.
@@ -115,7 +121,7 @@ def single_label_report(
 
 
 def multi_label_report(logits: Tensor, labels: Tensor, names: Sequence[str]) -> HeadReport:
-    """Measures of a head with several labels a video. ``logits`` and ``labels`` (0 or 1): ``(n, classes)``.
+    """Measures of a head with several labels per video. ``logits`` and ``labels`` (0 or 1): ``(n, classes)``.
 
     Scores: ``map`` (mean over the classes that occur), ``f1_micro`` and ``f1_macro`` at 0.5, ``loss``.
     """

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from tubelet import storage
@@ -32,8 +30,6 @@ from tubelet.tracking.registry import MODEL_FILE
 from tubelet.vivit import ViViT, load_model, read_header, save_model
 
 DEFAULT_OPTIONS = StorageOptions()
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass
@@ -116,31 +112,6 @@ class ModelBundle:
                     f"(the model has {len(self.labels[head])}, such as {self.labels[head][:3]}): "
                     "use the manifest it was trained on, or train anew"
                 )
-
-    @torch.inference_mode()
-    def view_logits(self, tubelets: npt.NDArray[np.uint8], batch: int = 8) -> dict[str, Floats]:
-        """Mean of the raw logits over the views, as the paper averages: float32 ``(n, classes)``.
-
-        ``tubelets``: uint8 ``(n, V, tokens, t*h*w*3)``. ``batch``: views in one forward pass.
-        """
-        n, v = tubelets.shape[:2]
-        # "W": what Ray hands out is read-only, and torch wants memory that it might write.
-        flat = torch.from_numpy(np.require(tubelets.reshape(n * v, *tubelets.shape[2:]), None, ["C", "W"]))
-        device = next(self.model.parameters()).device
-        parts = [self._heads(self.model(part.to(device))) for part in torch.split(flat, batch)]
-        return {
-            head: torch.cat([part[head] for part in parts]).float().view(n, v, -1).mean(1).cpu().numpy()
-            for head in self.labels
-        }
-
-    def probabilities(self, logits: Mapping[str, Floats]) -> dict[str, Floats]:
-        """Softmax, or sigmoid where a video has several labels, of each head."""
-        found = {head: torch.tensor(np.asarray(values)) for head, values in logits.items()}
-        act = torch.sigmoid if self.multilabel else lambda x: torch.softmax(x, -1)
-        return {head: act(values).numpy() for head, values in found.items()}
-
-    def _heads(self, logits: Any) -> dict[str, torch.Tensor]:
-        return logits if isinstance(logits, dict) else {next(iter(self.labels)): logits}
 
     def _metadata(self) -> dict[str, Any]:
         return {

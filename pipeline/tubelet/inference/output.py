@@ -20,6 +20,9 @@ from tubelet.config import UserError
 from tubelet.storage import StorageOptions, with_retries
 from tubelet.storage.pinned import ParquetSource, open_pinned, retry_if_changed
 
+MakePage = Callable[[str, str], str]
+"""Makes a page of the predictions at one URI, at another; returns the page's URI."""
+
 T = TypeVar("T")
 
 DESCRIPTION = "_output.json"
@@ -140,7 +143,9 @@ def _damage_named(path: str) -> Iterator[None]:
         ) from error
 
 
-def claim(files: OutputFiles, description: Mapping[str, Any], *, new_version: bool = False) -> None:
+def check_or_init_output(
+    files: OutputFiles, description: Mapping[str, Any], *, new_version: bool = False
+) -> None:
     """Make ``files`` the output of what ``description`` names, so that readers see one model's rows.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tubelet.corpus.digests import digests
-from tubelet.inference.schema import ERROR
+from tubelet.video import Status
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -69,5 +69,5 @@ def _index_part(number: int, table: pa.Table) -> tuple[Any, ...]:
     rows = table.num_rows
     places = digests(table["key"].to_pylist(), table["window"].to_pylist())
     contents = digests(table["etag"].to_pylist())
-    failed = np.array([status == ERROR for status in table["status"].to_pylist()], np.bool_)
+    failed = np.array([status == Status.ERROR for status in table["status"].to_pylist()], np.bool_)
     return places, contents, failed, np.full(rows, number, np.int32)

@@ -1,4 +1,4 @@
-"""The predictions table: primary key ``(key, window)``, one row an object unless windows are asked for."""
+"""The predictions table: primary key ``(key, window)``, one row per object unless windows are asked for."""
 
 from __future__ import annotations
 
@@ -9,9 +9,23 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-OK, ERROR = "ok", "error"
-
 EmbeddingType = Literal["float16", "float32"]
+
+
+REQUEST_SCHEMA = pa.schema(
+    [
+        ("request", pa.int64()),  # its number; tells a row that came twice
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("etag", pa.string()),
+        ("size", pa.int64()),  # -1: not known
+        ("window", pa.int32()),
+        ("clip_start_s", pa.float64()),  # NaN: the whole video
+        ("clip_end_s", pa.float64()),
+        ("models", pa.int64()),  # bit m: model number m has to answer it
+    ]
+)
+"""What is asked of the graph: one row per video, or per window of one."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +37,16 @@ class RowShape:
             so on.
         scores: all probabilities of each head, a fixed-size list of float32.
         embedding: element type of the pooled features, or None for no such column. Failed rows hold NaN there
-            and in ``scores``, null elsewhere.
+            and in ``scores`` and ``logits``, null elsewhere.
         embedding_dim: their length (the model's width).
+        logits: all raw logits of each head (the means over the views), a fixed-size list of float32.
     """
 
     heads: Mapping[str, int] = field(default_factory=lambda: {"label": 1})
     scores: bool = False
     embedding: EmbeddingType | None = None
     embedding_dim: int = 0
+    logits: bool = False
 
     @property
     def suffixes(self) -> dict[str, str]:
@@ -47,8 +63,9 @@ class RowShape:
                 pa.field(f"topk_labels{suffix}", pa.list_(pa.string())),
                 pa.field(f"topk_scores{suffix}", pa.list_(pa.float32())),
             ]
-            if self.scores:
-                fields.append(pa.field(f"scores{suffix}", pa.list_(pa.float32(), self.heads[head])))
+            for name, wanted in (("scores", self.scores), ("logits", self.logits)):
+                if wanted:
+                    fields.append(pa.field(f"{name}{suffix}", pa.list_(pa.float32(), self.heads[head])))
         fields += _HOW
         if self.embedding is not None:
             kind = pa.float16() if self.embedding == "float16" else pa.float32()

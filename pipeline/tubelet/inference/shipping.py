@@ -31,6 +31,7 @@ class Answers:
     topk: int = 5
     scores: bool = False
     embedding: EmbeddingType | None = None
+    logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,28 +65,39 @@ class LoadedModels:
     def jobs(self, sampling: Sequence[str], answers: Answers) -> list[ModelJob]:
         """What the workers need of each; ``sampling`` is the word of each for its rows."""
         return [
-            ModelJob(
-                model=bundle.model,
-                identity=bundle.identity,
-                sampling=sampling[number],
-                spec=self.specs.index(bundle.clip),
-                labels=bundle.labels,
-                shape=row_shape(bundle, answers),
-                topk=answers.topk,
-                multilabel=bundle.multilabel,
-            )
+            model_job(bundle, sampling[number], answers, spec=self.specs.index(bundle.clip))
             for number, bundle in enumerate(self.bundles)
         ]
+
+
+def model_job(
+    bundle: ModelBundle, sampling: str, answers: Answers, *, spec: int = 0, most_clips: int | None = None
+) -> ModelJob:
+    """What a worker needs of one model."""
+    return ModelJob(
+        model=bundle.model,
+        identity=bundle.identity,
+        sampling=sampling,
+        spec=spec,
+        labels=bundle.labels,
+        shape=row_shape(bundle, answers),
+        topk=answers.topk,
+        multilabel=bundle.multilabel,
+        most_clips=most_clips,
+    )
 
 
 def row_shape(bundle: ModelBundle, answers: Answers) -> RowShape:
     """The columns of a model's rows."""
     heads = {head: len(names) for head, names in bundle.labels.items()}
-    return RowShape(heads, answers.scores, answers.embedding, bundle.model.config.dim)
+    return RowShape(heads, answers.scores, answers.embedding, bundle.model.config.dim, answers.logits)
 
 
 def ship(jobs: Sequence[ModelJob], bundles: Sequence[ModelBundle]) -> Callable[[], list[ModelJob]]:
-    """A picklable function that makes ``jobs`` in a worker; the object store has the weights once a node."""
+    """A picklable function that makes ``jobs`` in a worker.
+
+    The object store has the weights once per node.
+    """
     import ray
 
     bare = [job.without_model() for job in jobs]

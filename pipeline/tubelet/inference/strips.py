@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import math
 import queue
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,11 @@ from tubelet.storage.opener import ObjectOpener
 from tubelet.video import DecodeError, Limits, Sandbox, ShortSide, Times, Uniform, View
 
 _QUALITY = 72
+# The format's limit is 65,535; what is wider than this is no picture for people.
+_MOST_PIXELS_WIDE = 32_000
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class StripMaker:
             sandbox.close()
 
     def strips(self, requests: Iterable[StripRequest]) -> Iterator[Strip]:
-        """One strip a request, in order."""
+        """One strip per request, in order."""
         return self._pool.map(self.strip, requests)
 
     def strip(self, request: StripRequest) -> Strip:
@@ -86,12 +92,15 @@ class StripMaker:
         try:
             source = ObjectOpener(request.uri, None, request.etag or None, self._options)
             decoded = sandbox.decode_views(source, [self._view(request.times_s)])
+            picture = _join(decoded.clips[0][0], self._height)
+            return Strip(_data_uri(picture), size=picture.size)
         except DecodeError as error:
             return Strip(None, f"No frames: {error.message}")
+        except Exception as error:  # one picture less is no reason to be without the page
+            _log.warning("no picture of %s", request.uri, exc_info=True)
+            return Strip(None, f"No picture: {error}")
         finally:
             self._sandboxes.put(sandbox)
-        picture = _join(decoded.clips[0][0], self._height)
-        return Strip(_data_uri(picture), size=picture.size)
 
     def _view(self, times_s: Sequence[float]) -> View:
         known = [t for t in times_s if math.isfinite(t)]
@@ -105,7 +114,10 @@ class StripMaker:
 def _join(frames: npt.NDArray[np.uint8], height: int) -> Image.Image:
     """Frames uint8 ``(T, H, W, 3)`` side by side, scaled to ``height``, two pixels apart."""
     width = max(1, round(frames.shape[2] * height / frames.shape[1]))
-    strip = Image.new("RGB", (len(frames) * (width + 2) - 2, height), (255, 255, 255))
+    whole = len(frames) * (width + 2) - 2
+    if whole > _MOST_PIXELS_WIDE:
+        raise ValueError(f"frames of {frames.shape[2]}x{frames.shape[1]} are too wide for a strip")
+    strip = Image.new("RGB", (whole, height), (255, 255, 255))
     for i, frame in enumerate(frames):
         small = Image.fromarray(frame)
         if small.size != (width, height):

@@ -30,8 +30,9 @@ class Expectation:
 
 
 def expectation(bundle: ModelBundle) -> Expectation | None:
-    """From the model file's ``validation`` (``share``, ``confidence``), or else the labels of the validation
-    split of the manifest it was trained on; None where neither can be had.
+    """What the model file's ``validation`` says (``share``, ``confidence``); None where it cannot be had.
+
+    Without it, the labels of the validation split of the manifest that the model was trained on.
     """
     known = bundle.metadata.get("validation")
     if isinstance(known, dict) and known.get("share"):

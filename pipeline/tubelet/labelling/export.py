@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -17,6 +14,7 @@ from tubelet import storage
 from tubelet.config import UserError
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.sink import part_name, part_numbers
+from tubelet.plain_json import json_text, plain
 
 FORMATS = (".jsonl", ".csv")
 
@@ -54,7 +52,7 @@ def _parts(files: OutputFiles) -> Iterator[pa.Table]:
 
 
 def _jsonl(table: pa.Table) -> str:
-    return "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in table.to_pylist())
+    return "".join(json_text(row) + "\n" for row in table.to_pylist())
 
 
 def _csv(table: pa.Table, *, header: bool) -> str:
@@ -63,19 +61,6 @@ def _csv(table: pa.Table, *, header: bool) -> str:
     if header:
         writer.writerow(table.column_names)
     for row in table.to_pylist():
-        values = _plain(row).values()
-        writer.writerow([json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in values])
+        values = plain(row).values()
+        writer.writerow([json_text(v) if isinstance(v, list) else v for v in values])
     return text.getvalue()
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Values that JSON knows: half floats become floats."""
-    return {name: _number(value) for name, value in row.items()}
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    if value is None or isinstance(value, (str, int)):
-        return value
-    return float(value) if math.isfinite(value) else None  # JSON has no NaN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,21 +17,11 @@ import pyarrow.parquet as pq
 from tubelet.corpus.digests import digests
 from tubelet.inference.output import OutputFiles, parquet_bytes
 from tubelet.inference.published import Published
+from tubelet.inference.schema import REQUEST_SCHEMA
+from tubelet.inference.workers import Reader
 from tubelet.labelling.windows import Windows
+from tubelet.video import Status
 
-REQUEST_SCHEMA = pa.schema(
-    [
-        ("request", pa.int64()),  # position in the plan; tells a row that came twice
-        ("key", pa.string()),
-        ("uri", pa.string()),
-        ("etag", pa.string()),
-        ("size", pa.int64()),  # -1: not known
-        ("window", pa.int32()),
-        ("start_s", pa.float64()),  # NaN: the whole video
-        ("end_s", pa.float64()),
-        ("models", pa.int64()),  # bit m: model number m has no row of this content yet
-    ]
-)
 # Rows for what the index found broken: no worker sees them.
 _KNOWN_ERROR_SCHEMA = pa.schema(
     [
@@ -116,8 +107,7 @@ def make_plan(
     windows: Windows | None = None,
     retry_errors: bool = False,
 ) -> Plan:
-    """Compare ``manifest`` (in slices) with what each model's output holds; write the requests below
-    ``folder``.
+    """Compare ``manifest`` (in slices) with what each output holds; write the requests below ``folder``.
 
     The plan goes through the store and not through Ray's, so that neither the driver nor the object store
     holds a corpus of any size.
@@ -130,7 +120,7 @@ def make_plan(
         candidates = list(_candidates(rows, windows))
         keys.append(np.unique(digests([row["key"] for row in candidates])))
         for row in _left(candidates, published, plan, retry_errors):
-            if row["status"] == "error":
+            if row["status"] == Status.ERROR:
                 _note_error(plan, row)
                 errors.add(row)
                 continue
@@ -158,20 +148,20 @@ def _note_error(plan: Plan, row: Mapping[str, Any]) -> None:
 
 
 def _candidates(rows: list[dict[str, Any]], windows: Windows | None) -> Iterator[dict[str, Any]]:
-    """One request a manifest row, or one a window; segments of one object are its windows."""
+    """One request per manifest row, or one per window; segments of one object are its windows."""
     for row in rows:
-        if row["status"] == "gone":
+        if row["status"] == Status.GONE:
             continue
         row["etag"] = row["etag"] or ""
         row["size"] = -1 if row["size"] is None else row["size"]
         start_s, end_s = row.get("clip_start_s"), row.get("clip_end_s")
-        if windows is None or row["status"] == "error":
-            yield row | {"window": row.get("segment") or 0, "start_s": start_s, "end_s": end_s}
+        if windows is None or row["status"] == Status.ERROR:
+            yield row | {"window": row.get("segment") or 0}
             continue
         from_s = start_s or 0.0
         duration_s = (row.get("duration_s") or 0.0 if end_s is None else end_s) - from_s
         for window, (one_s, two_s) in enumerate(windows.of(duration_s)):
-            yield row | {"window": window, "start_s": from_s + one_s, "end_s": from_s + two_s}
+            yield row | {"window": window, "clip_start_s": from_s + one_s, "clip_end_s": from_s + two_s}
 
 
 def _left(
@@ -199,7 +189,7 @@ class _ShardWriter:
         self,
         files: OutputFiles,
         prefix: str,
-        encode: Callable[[Sequence[Mapping[str, Any]]], bytes],
+        encode: Callable[[Sequence[dict[str, Any]]], bytes],
         shards: list[Shard],
     ) -> None:
         self._files, self._prefix, self._encode, self._shards = files, prefix, encode, shards
@@ -220,19 +210,39 @@ class _ShardWriter:
 
 def encode_requests(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Request rows as a Parquet file."""
-    columns = {name: [row[name] for row in rows] for name in REQUEST_SCHEMA.names}
-    for name in ("start_s", "end_s"):
-        columns[name] = [float("nan") if value is None else value for value in columns[name]]
+    columns = {name: [row.get(name) for row in rows] for name in REQUEST_SCHEMA.names}
+    for name in ("clip_start_s", "clip_end_s"):
+        columns[name] = [math.nan if value is None else value for value in columns[name]]
     return parquet_bytes(pa.table(columns, schema=REQUEST_SCHEMA))
 
 
-def _encode_errors(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return parquet_bytes(pa.Table.from_pylist(rows, schema=_KNOWN_ERROR_SCHEMA))
+def _encode_errors(rows: Sequence[dict[str, Any]]) -> bytes:
+    named = [row | {"start_s": row.get("clip_start_s"), "end_s": row.get("clip_end_s")} for row in rows]
+    return parquet_bytes(pa.Table.from_pylist(named, schema=_KNOWN_ERROR_SCHEMA))
 
 
 def read_shard(data: bytes) -> pa.Table:
     """The rows of one of a plan's files."""
     return pq.read_table(io.BytesIO(data))
+
+
+@dataclass(frozen=True)
+class ShardRequests:
+    """The requests of a plan's shards, as the graph of inference takes them; workers read them themselves."""
+
+    shards: Sequence[Shard]
+    files: OutputFiles
+
+    def tasks(self, rows: int) -> Iterator[pa.Table]:
+        """``shard, first, count`` of tasks of at most ``rows`` requests."""
+        for shard in self.shards:
+            for first in range(0, shard.rows, rows):
+                count = min(rows, shard.rows - first)
+                yield pa.table({"shard": [shard.name], "first": [first], "count": [count]})
+
+    def reader(self) -> Reader:
+        """Reads the slice of a shard that a task names."""
+        return ShardReader(self.files)
 
 
 class ShardReader:
@@ -243,16 +253,10 @@ class ShardReader:
         self._uri, self._options = files.uri, files.options
         self._name, self._shard = "", pa.table({})
 
-    def read(self, name: str, first: int, count: int) -> pa.Table:
-        """Rows ``first`` to ``first + count`` of the shard ``name``."""
-        if name != self._name:
-            data = OutputFiles(self._uri, self._options).read(name)
-            self._name, self._shard = name, read_shard(data)
-        return self._shard.slice(first, count)
-
-
-def slices(shards: Sequence[Shard], rows: int) -> Iterator[dict[str, Any]]:
-    """``shard, first, count`` of tasks of at most ``rows`` requests."""
-    for shard in shards:
-        for first in range(0, shard.rows, rows):
-            yield {"shard": shard.name, "first": first, "count": min(rows, shard.rows - first)}
+    def __call__(self, task: pa.Table) -> Iterator[pa.Table]:
+        """The requests of each slice in ``task``."""
+        for row in task.to_pylist():
+            if row["shard"] != self._name:
+                data = OutputFiles(self._uri, self._options).read(row["shard"])
+                self._name, self._shard = row["shard"], read_shard(data)
+            yield self._shard.slice(row["first"], row["count"])

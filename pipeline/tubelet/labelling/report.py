@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,14 +15,16 @@ import numpy as np
 import pyarrow as pa
 
 from tubelet.inference.bundle import find_link
-from tubelet.inference.schema import ERROR
 from tubelet.labelling import figures
+from tubelet.labelling.config import LabelConfig
 from tubelet.labelling.drift import expectation, total_variation
+from tubelet.labelling.prepare import Prepared
+from tubelet.plain_json import json_text
 from tubelet.tracking import Tracker
+from tubelet.video import Status
 
 if TYPE_CHECKING:
-    from tubelet.labelling.job import LabelConfig, Prepared
-    from tubelet.labelling.stream import Layout
+    from tubelet.inference.graph import Layout
 
 _BINS = 20
 _LOG_EVERY_S = 10.0
@@ -73,7 +74,7 @@ class Tally:
 
     def add(self, rows: pa.Table) -> None:
         """Count ``rows``."""
-        failed = np.array([status == ERROR for status in rows["status"].to_pylist()], np.bool_)
+        failed = np.array([status == Status.ERROR for status in rows["status"].to_pylist()], np.bool_)
         self.errors += int(failed.sum())
         self.ok += int((~failed).sum())
         for code, reason in zip(rows["error_code"].to_pylist(), rows["error"].to_pylist(), strict=True):
@@ -151,7 +152,7 @@ class Report:
         for number, tally in enumerate(self.tallies):
             folder = "" if number == 0 else f"{self._prepared.models.names[number]}/"
             self._log_findings(number, tally, folder)
-        self._tracker.log_text(json.dumps(self.summary.to_dict(), indent=1), "summary.json")
+        self._tracker.log_text(json_text(self.summary.to_dict(), indent=1), "summary.json")
 
     def close(self) -> None:
         """The job is over, and all is well."""

@@ -10,8 +10,8 @@ from typing import Annotated
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from tubelet.config import Settings
-from tubelet.inference.schema import OK
+from tubelet.config import Settings, UserError, load_settings
+from tubelet.video import Status
 
 # A duration is a sum of frame times; a window must not appear for a rounding error.
 _EPSILON_S = 1e-6
@@ -30,6 +30,23 @@ class Windows(Settings):
                 "the stride is longer than the window, so some of the video would be in none: lower --stride"
             )
         return self
+
+    @classmethod
+    def parse(cls, window: str | None, stride: str | None) -> Windows | None:
+        """Windows from two durations as people write them; None where none are asked for.
+
+        Raises:
+            UserError: no durations, a stride without a window, or one that is longer.
+        """
+        if window is None:
+            if stride is not None:
+                raise UserError("--stride needs --window: for example --window 2s --stride 1s")
+            return None
+        try:
+            given = {"window_s": seconds(window), "stride_s": seconds(stride or window)}
+        except ValueError as error:
+            raise UserError(f"--window/--stride: {error} is no duration; write 2s, 500ms or 1.5") from error
+        return load_settings(cls, given)
 
     def of(self, duration_s: float) -> list[tuple[float, float]]:
         """``(start_s, end_s)`` of each window, at least one; together they cover ``[0, duration_s]``."""
@@ -109,7 +126,7 @@ def merge_windows(rows: Sequence[dict[str, object]]) -> Iterator[Interval]:
 
 
 def _ok(row: dict[str, object]) -> bool:
-    return row["status"] == OK
+    return row["status"] == Status.OK
 
 
 def intervals_table(parts: Iterable[pa.Table]) -> pa.Table:

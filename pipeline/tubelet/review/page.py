@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,12 @@ from pydantic import Field
 from tubelet import storage
 from tubelet.config import Option, Settings, UserError
 from tubelet.inference.output import OutputFiles
-from tubelet.inference.schema import ERROR
 from tubelet.inference.sink import part_name, part_numbers
 from tubelet.inference.strips import Strip, StripMaker, StripRequest
+from tubelet.plain_json import plain
 from tubelet.progress import ProgressLine
 from tubelet.storage import StorageOptions
+from tubelet.video import Status
 
 _MAX_ERRORS = 5000
 _BINS = 20
@@ -111,13 +113,14 @@ class Survey:
         """Count the rows of one part."""
         if rows.num_rows and not self.origin:
             self.origin = [str(rows[name][0].as_py()) for name in ("model", "sampling")]
-        is_error = pc.equal(rows["status"], ERROR)
+        is_error = pc.equal(rows["status"], Status.ERROR.value)
         failed, good = rows.filter(is_error), rows.filter(pc.invert(is_error))
         self.failed += failed.num_rows
         self.good += good.num_rows
         self.errors += failed.slice(0, _MAX_ERRORS - len(self.errors)).to_pylist()
         self.labels |= set(pc.unique(good["label"]).to_pylist())
         scores = good["score"].drop_null().to_numpy()
+        scores = scores[np.isfinite(scores)]
         self.histogram += np.histogram(scores, bins=_BINS, range=(0, 1))[0]
         self.score_sum += float(scores.sum(dtype=np.float64))
         self.scores += len(scores)
@@ -167,15 +170,21 @@ def _video(row: dict[str, Any], strip: Strip, prefix: str) -> dict[str, Any]:
         "path": row["uri"].removeprefix(prefix),
         "label": row["label"],
         "score": row["score"],
-        "top": [list(pair) for pair in zip(row["topk_labels"], row["topk_scores"], strict=True)][:5],
+        "top": [list(pair) for pair in zip(row["topk_labels"] or (), row["topk_scores"] or (), strict=True)][
+            :5
+        ],
         "start": row["start_s"],
         "end": row["end_s"],
         "partial": row["error"] if row["error_code"] else None,
-        "heads": {head: f"{row[f'label_{head}']} {100 * row[f'score_{head}']:.0f} %" for head in extra},
+        "heads": {head: _said(row[f"label_{head}"], row[f"score_{head}"]) for head in extra},
         "strip": strip.jpeg,
         "size": strip.size,
         "missing": strip.missing,
     }
+
+
+def _said(label: str | None, score: float | None) -> str:
+    return f"{label} {100 * score:.0f} %" if score is not None and math.isfinite(score) else str(label)
 
 
 def _error(row: dict[str, Any]) -> dict[str, Any]:
@@ -217,7 +226,7 @@ def render(
         origin=" · ".join([storage.normalise_uri(config.predictions), *survey.origin]),
         tiles=_tiles(survey),
         notes=list(_notes(survey.good, len(videos), survey.failed)),
-        data=data,
+        data=plain(data),
     )
 
 

@@ -19,6 +19,9 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class ObjectChangedError(OSError):
     """The object's content is no longer the one its etag named."""
 
+    error_code = "changed"
+    """Of the row that reads it (see ``tubelet.video.source.reading``)."""
+
 
 class StoreUnavailableError(ConnectionError, UserError):
     """The store cannot be reached, is overloaded, or broke an answer off: it may answer later.

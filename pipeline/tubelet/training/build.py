@@ -9,7 +9,7 @@ import ray
 import torch
 
 from tubelet import storage
-from tubelet.clips import TrainCrop
+from tubelet.clips import TrainCrop, parse_views
 from tubelet.inference.bundle import ModelBundle
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.examples import Targets
@@ -19,7 +19,6 @@ from tubelet.training.job import TrainJob
 from tubelet.training.optim import frozen_names
 from tubelet.training.plan import Plan, Validation
 from tubelet.training.prepare import INITIAL, Prepared
-from tubelet.training.recipe import parse_views
 from tubelet.training.resources import Resources
 from tubelet.training.state import MODEL_FILE
 from tubelet.training.stream import StreamConfig

@@ -43,18 +43,6 @@ Count = Annotated[int, Field(gt=0)]
 Whole = Annotated[int, Field(ge=0)]
 
 
-def parse_views(text: str) -> tuple[int, int]:
-    """``"4x3"`` to (4 temporal clips, 3 spatial crops).
-
-    Raises:
-        ValueError: not of that form, or a number that is not positive, or crops other than 1 or 3.
-    """
-    match = re.fullmatch(r"(\d+)x(\d+)", str(text))
-    if not match or int(match[1]) < 1 or int(match[2]) not in (1, 3):
-        raise ValueError(f"views {text!r}: write temporal clips x spatial crops (1 or 3), for example 4x3")
-    return int(match[1]), int(match[2])
-
-
 class OptimiserSettings(Settings):
     """SGD with momentum as the paper (section 4.1), or AdamW."""
 
@@ -137,6 +125,8 @@ class EvaluationSettings(Settings):
     @field_validator("views")
     @classmethod
     def _views(cls, value: str) -> str:
+        from tubelet.clips import parse_views
+
         parse_views(value)
         return value
 

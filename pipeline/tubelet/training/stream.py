@@ -18,7 +18,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from tubelet.clips.decoder import Batch, ClipDecoder
-from tubelet.clips.pace import keep_pace
+from tubelet.clips.pace import throttle_scheduler
 from tubelet.clips.spec import ClipSpec, TrainCrop
 from tubelet.storage import StorageOptions
 from tubelet.training.plan import BatchShape, Plan
@@ -80,7 +80,7 @@ def training_stream(
         num_cpus=config.decode_cpus,
         zero_copy_batch=True,
     )
-    keep_pace(stream.context)
+    throttle_scheduler(stream.context)
     return stream
 
 

@@ -6,7 +6,7 @@ decodes in a child process that no file can take down with it.
 
 from tubelet.video.content import Content
 from tubelet.video.decode import Clip, Decoded, decode_clip, decode_views, probe
-from tubelet.video.errors import DecodeError, DecoderStartError
+from tubelet.video.errors import TRANSIENT, DecodeError, DecoderStartError, ErrorCode, Status
 from tubelet.video.framing import Box, JitterCrop, Placement, ResizedCrop, ShortSide, SpaceRule, Stretch
 from tubelet.video.info import VideoInfo
 from tubelet.video.limits import Limits
@@ -27,6 +27,7 @@ from tubelet.video.source import Source
 from tubelet.video.views import View, test_views
 
 __all__ = [
+    "TRANSIENT",
     "AtFps",
     "Box",
     "Clip",
@@ -36,6 +37,7 @@ __all__ = [
     "Decoded",
     "DecoderStartError",
     "Dense",
+    "ErrorCode",
     "Frames",
     "JitterCrop",
     "Limits",
@@ -48,6 +50,7 @@ __all__ = [
     "ShortSide",
     "Source",
     "SpaceRule",
+    "Status",
     "Stretch",
     "TimeRule",
     "Times",

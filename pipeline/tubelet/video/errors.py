@@ -1,36 +1,88 @@
-"""Why a video could not be used, as a typed error with a stable code."""
+"""Why a video could not be used: codes that rows carry, and the error that carries one."""
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from tubelet.video.content import Content
+
+
+class Status(StrEnum):
+    """What became of a row; the value is what tables hold."""
+
+    OK = "ok"
+    """The video can be used; in predictions: it has an answer."""
+    ERROR = "error"
+    """It cannot, and ``error_code`` and ``error`` say why."""
+    GONE = "gone"
+    """Of a manifest: the object is no longer in the listing."""
+
+
+class ErrorCode(StrEnum):
+    """Why a row failed, or what its answer lacks; the value is what tables hold and never changes."""
+
+    NOT_FOUND = "not_found"
+    """The object is gone."""
+    DENIED = "denied"
+    """The store, or the file system, forbids reading it."""
+    CHANGED = "changed"
+    """Its content is no longer that of the etag that was asked for."""
+    IO_ERROR = "io_error"
+    """It could not be read: the network or the store failed."""
+    BAD_URI = "bad_uri"
+    """Its address is malformed, or of a kind of store that is not known."""
+    OPEN_ERROR = "open_error"
+    """No container that FFmpeg can read."""
+    NO_VIDEO_STREAM = "no_video_stream"
+    """A container without a picture track."""
+    NO_DECODER = "no_decoder"
+    """A picture track in a codec that this FFmpeg lacks."""
+    ZERO_FRAMES = "zero_frames"
+    """It opens, but holds no frame."""
+    NO_FRAMES = "no_frames"
+    """The part that was asked for holds no frame."""
+    DECODE_ERROR = "decode_error"
+    """It holds packets, but none of them decodes."""
+    PARTIAL = "partial"
+    """It breaks off; with an answer: the last good frame was repeated, else fewer than half decode."""
+    TOO_LARGE = "too_large"
+    """Over a budget: bytes of the object, pixels per frame, frames decoded."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """Over the memory budget."""
+    TIMEOUT = "timeout"
+    """Not done by the deadline."""
+    CRASH = "crash"
+    """The decoder process died."""
+    NON_FINITE = "non_finite"
+    """The model's answer holds NaN or infinity."""
+    INTERNAL_ERROR = "internal_error"
+    """A fault of ours in this one row."""
+
+
+TRANSIENT = frozenset(
+    {
+        ErrorCode.NOT_FOUND,
+        ErrorCode.DENIED,
+        ErrorCode.CHANGED,
+        ErrorCode.IO_ERROR,
+        ErrorCode.OUT_OF_MEMORY,
+        ErrorCode.TIMEOUT,
+        ErrorCode.CRASH,
+        ErrorCode.INTERNAL_ERROR,
+    }
+)
+"""What the store or the machine did: no verdict on the content, so worth another try."""
 
 
 class DecodeError(Exception):
     """A video, or the part of it that was asked for, cannot be decoded.
 
-    ``code`` is stable and goes into tables; ``str(error)`` is the message for people.
-
-    ==================  ==========================================================================
-    code                meaning
-    ==================  ==========================================================================
-    ``not_found``       the object is gone
-    ``io_error``        the object could not be read (network, permissions)
-    ``open_error``      no container that FFmpeg can read
-    ``no_video_stream`` a container without a picture track
-    ``no_decoder``      a picture track in a codec that this FFmpeg lacks
-    ``zero_frames``     opens, but holds no frame
-    ``decode_error``    holds packets, but none of them decodes
-    ``partial``         breaks off: fewer than half of the wanted frames decode
-    ``too_large``       over a budget: bytes of the object, pixels a frame, frames decoded
-    ``out_of_memory``   over the memory budget
-    ``timeout``         not done by the deadline
-    ``crash``           the decoder process died
-    ==================  ==========================================================================
+    ``code`` is an :class:`ErrorCode`; ``str(error)`` is the message for people.
     """
 
     def __init__(self, code: str, message: str, content: Content | None = None) -> None:
         super().__init__(message)
-        self.code = code
+        self.code = ErrorCode(code)
         self.message = message
         self.content = content
         """What the object was recognised as, where it is no video: ``audio``, ``text``, ``still``, ...; None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from tubelet.video.errors import DecodeError
+from tubelet.video.errors import DecodeError, ErrorCode
 from tubelet.video.limits import Budget
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | Callable[[], BinaryIO]
@@ -136,15 +136,22 @@ class OpenSource:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Turns what a store raises into a :class:`DecodeError` (``not_found``, ``io_error``)."""
+    """Turns what a store raises into a :class:`DecodeError`.
+
+    ``not_found``, ``denied``, ``io_error``; or what the error's own attribute ``error_code`` says, which is
+    how a store tells that the content changed (this package knows no store).
+    """
     try:
         yield
     except (DecodeError, MemoryError):
         raise
     except FileNotFoundError as error:
-        raise DecodeError("not_found", f"no such object: {_text(error)}") from error
+        raise DecodeError(ErrorCode.NOT_FOUND, f"no such object: {_text(error)}") from error
     except Exception as error:
-        raise DecodeError("io_error", f"cannot be read: {_text(error)}") from error
+        said = getattr(error, "error_code", None)
+        denied = ErrorCode.DENIED if isinstance(error, PermissionError) else ErrorCode.IO_ERROR
+        code = said if said in set(ErrorCode) else denied
+        raise DecodeError(code, f"cannot be read: {_text(error)}") from error
 
 
 def _text(error: BaseException) -> str:
@@ -156,7 +163,7 @@ def open_source(source: Source, budget: Budget) -> Iterator[OpenSource]:
     """Open a source; what this opens is closed again, a file handed in stays open.
 
     Raises:
-        DecodeError: ``not_found``, ``io_error``, ``too_large``.
+        DecodeError: what :func:`reading` makes of it, ``too_large``.
     """
     if isinstance(source, (str, os.PathLike)):
         with reading():

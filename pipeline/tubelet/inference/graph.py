@@ -1,4 +1,4 @@
-"""The Ray Data graph: slices of the plan -> decode -> predict -> small tables for the driver.
+"""The Ray Data graph: requests -> decode -> predict -> small tables for the driver.
 
 No operator stands before the decoders: reads and repartitions are tasks of one whole CPU each, and on a
 machine whose CPUs are all held by decode actors they would wait for ever, without a word.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,19 +19,18 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tubelet.clips.pace import keep_pace
+from tubelet.clips.pace import throttle_scheduler
 from tubelet.config import UserError
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.predictor import ModelJob, Predictor, read_cell
-from tubelet.labelling.plan import Shard, ShardReader, slices
-from tubelet.labelling.workers import DecodeJob, DecodePredict, RequestDecoder
+from tubelet.inference.workers import DecodeJob, DecodePredict, Reader, RequestDecoder
 from tubelet.storage import is_remote
 
 Models = Callable[[], Sequence[ModelJob]]
 
 # What a decode process holds besides its clips: libraries, reference pictures of the codec at 1080p.
 _DECODER_BYTES = 400 << 20
-# Pictures of the largest size that a decoder with its threads and a filter graph keep at once, 4 bytes a
+# Pictures of the largest size that a decoder with its threads and a filter graph keep at once, 4 bytes per
 # pixel.
 _PICTURES = 24
 # Clips on their way from decoders to one predictor; with the blocks in the making they bound the object
@@ -40,9 +40,41 @@ _BLOCK_BYTES = 32 << 20
 _TASK_ROWS = 64
 # Tasks of a job, unless there are more decoders than this feeds: each costs the driver 5 KiB.
 _MOST_TASKS = 4_000
-_TASKS_A_DECODER = 16
+_TASKS_PER_DECODER = 16
 # Other resources than the decoders', or Ray Data might fuse the two stages into one actor.
 _PREDICTOR_CPUS = 0.2
+
+
+class Requests(Protocol):
+    """Where the requests come from: small tasks for Ray, and how a worker makes requests of one."""
+
+    def tasks(self, rows: int) -> Iterable[pa.Table]:
+        """Tasks of at most ``rows`` requests."""
+        ...
+
+    def reader(self) -> Reader:
+        """Makes the requests of a task."""
+        ...
+
+
+@dataclass(frozen=True)
+class TableRequests:
+    """Requests that are at hand (see ``schema.REQUEST_SCHEMA``); they travel through the object store."""
+
+    table: pa.Table
+
+    def tasks(self, rows: int) -> Iterator[pa.Table]:
+        """Slices of the table."""
+        for start in range(0, len(self.table), rows):
+            yield self.table.slice(start, rows)
+
+    def reader(self) -> Reader:
+        """A task is its requests."""
+        return _as_it_is
+
+
+def _as_it_is(task: pa.Table) -> Iterator[pa.Table]:
+    yield task
 
 
 @dataclass(frozen=True)
@@ -72,7 +104,7 @@ class Layout:
         return blocks * (_BLOCK_BYTES if self.predictors else 1 << 20) + (64 << 20)
 
 
-def lay_out(
+def plan_resources(
     resources: Mapping[str, float],
     decode: DecodeJob,
     requests: int,
@@ -85,7 +117,7 @@ def lay_out(
     """Spread the work over a cluster of ``resources`` (as ``ray.cluster_resources()`` says).
 
     Args:
-        workers: decode actors; default: one a CPU, less those that feed the GPUs.
+        workers: decode actors; default: one per CPU, less those that feed the GPUs.
         predictors: predictor actors; default: as many as the GPUs hold; without GPUs none, and the decode
             actors predict as well.
         gpus: GPUs of each predictor; default 1 where there are any; 0 keeps off them.
@@ -110,39 +142,38 @@ def _memory_bytes(decode: DecodeJob, largest_pixels: int) -> int:
 
 def _task_rows(requests: int, decoders: int) -> int:
     """Enough tasks to spread evenly and to lose little with a killed one, but no endless list of them."""
-    enough = _TASKS_A_DECODER * decoders
+    enough = _TASKS_PER_DECODER * decoders
     even = min(_TASK_ROWS, math.ceil(requests / enough))
     return max(1, even, math.ceil(requests / max(_MOST_TASKS, enough)))
 
 
-def label_stream(
-    shards: Sequence[Shard],
-    files: OutputFiles,
-    decode: DecodeJob,
-    models: Models,
-    layout: Layout,
-    *,
-    clips: int,
+def inference_stream(
+    requests: Requests, decode: DecodeJob, models: Models, layout: Layout, *, clips: int
 ) -> Dataset:
-    """A lazy dataset of ``model, table`` cells (see :class:`Predictor`), in any order."""
+    """A lazy dataset of ``model, table`` cells (see :class:`Predictor`), in any order.
+
+    Args:
+        clips: how many clips the whole job has.
+    """
     _prepare(decode)
-    tasks = [pa.table({k: [v] for k, v in task.items()}) for task in slices(shards, layout.task_rows)]
     # Not from_arrow: to learn each schema it runs a task, 5 ms and 40 KiB of the driver's memory.
-    requests, plan = ray.data.from_blocks(tasks), ShardReader(files)
+    tasks = ray.data.from_blocks(list(requests.tasks(layout.task_rows)))
     options = {
         "batch_size": None,
+        "batch_format": "pyarrow",
         "num_cpus": layout.decoder_cpus,
         "memory": layout.memory_bytes,
         "compute": _pool(layout.decoders),
     }
+    read = requests.reader()
     if not layout.predictors:
         threads = max(1, int(layout.decoder_cpus))
-        return requests.map_batches(
-            DecodePredict, fn_constructor_args=(decode, plan, models, threads), **options
+        return tasks.map_batches(
+            DecodePredict, fn_constructor_args=(decode, read, models, threads), **options
         )
-    decoded = requests.map_batches(RequestDecoder, fn_constructor_args=(decode, plan), **options)
+    decoded = tasks.map_batches(RequestDecoder, fn_constructor_args=(decode, read), **options)
     options |= {"num_cpus": _PREDICTOR_CPUS, "num_gpus": layout.gpus or None, "memory": None}
-    options |= {"compute": _pool(layout.predictors)}
+    options |= {"compute": _pool(layout.predictors), "batch_format": "numpy"}
     return decoded.map_batches(
         Predictor, fn_constructor_args=(models,), fn_constructor_kwargs={"clips": clips}, **options
     )
@@ -181,12 +212,12 @@ def _prepare(decode: DecodeJob) -> None:
     # Blocks of clips as large as the decoders make them, neither joined to larger ones nor split.
     context.target_max_block_size = max(decode.block_bytes, decode.rows_at_once * decode.clip_bytes)
     context.enable_progress_bars = False
-    keep_pace(context)
+    throttle_scheduler(context)
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def cells(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:
+def iter_result_tables(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:
     """``(model number, rows)`` as they come out of the stream."""
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         for number, cell in zip(batch["model"].to_pylist(), batch["table"].to_pylist(), strict=True):

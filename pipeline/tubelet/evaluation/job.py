@@ -1,0 +1,141 @@
+"""The evaluation job: a model, a manifest, a split; its scores in a folder and in MLflow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tubelet.clips import Views
+from tubelet.config import Settings
+from tubelet.corpus.fingerprint import fingerprint
+from tubelet.corpus.manifest import read_manifest
+from tubelet.error_rate import MaxErrorRate
+from tubelet.evaluation.ablation import Ablation
+from tubelet.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate_model, labelled_rows
+from tubelet.evaluation.output import check_out, publish
+from tubelet.inference.bundle import ModelBundle, find_link
+from tubelet.inference.output import MakePage
+from tubelet.progress import ProgressLine
+from tubelet.storage import StorageOptions
+from tubelet.tracking import Tracker
+
+
+class EvaluateConfig(Settings):
+    """What to evaluate, how, and where the scores go (see :class:`EvaluationConfig`)."""
+
+    model: str
+    manifest: str
+    split: str = "test"
+    views: Views = (4, 3)
+    out: str | None = None
+    batch: Annotated[int, Field(ge=1)] = 8
+    workers: Annotated[int, Field(ge=1)] | None = None
+    max_error_rate: MaxErrorRate = 0.2
+    seed: int = 0
+    ablate: Ablation = "none"
+    experiment: str = "tubelet"
+    tracking_uri: str | None = None
+    anonymous: bool = False
+
+
+class EvaluateJob:
+    """One run of ``tubelet evaluate``; the manifest and the model are loaded when it is made.
+
+    Attributes:
+        objects: videos to evaluate.
+
+    Raises:
+        UserError: no manifest, no model, a split without labelled videos, an output of something else.
+    """
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self.config = config
+        self._options = StorageOptions(anonymous=config.anonymous)
+        check_out(config.out, self._options)
+        self._manifest = read_manifest(config.manifest, options=self._options)
+        self._bundle = ModelBundle.load(config.model, config.tracking_uri, self._options)
+        rows = labelled_rows(self._manifest, self._bundle, config.split)
+        self.objects, self._fingerprint = len(rows), fingerprint(rows)
+        self._views = "x".join(map(str, config.views))
+
+    def describe(self) -> str:
+        """What :meth:`run` does."""
+        model = f"{self._bundle.source} ({self._bundle.identity})"
+        return f"evaluate {model} on {self.objects} videos of {self.config.split!r}, {self._views} views each"
+
+    def run(
+        self, start_ray: Callable[[], None], make_page: MakePage | None = None
+    ) -> tuple[Evaluation, dict[str, Any]]:
+        """Evaluate, and publish what came out; returns it and the job's summary.
+
+        Args:
+            start_ray: called before the first video.
+            make_page: makes the page of the worst mistakes.
+
+        Raises:
+            UserError: too many videos failed.
+        """
+        start_ray()
+        with self._start_tracker() as tracker:
+            started_s = time.monotonic()
+            evaluation = self._evaluate()
+            speed = round(self.objects / (time.monotonic() - started_s), 3)
+            summary = {
+                **evaluation.summary(),
+                "videos_per_s": speed,
+                "model": self._bundle.identity,
+            }
+            out = self.config.out
+            publish(
+                evaluation,
+                summary,
+                self._bundle,
+                tracker,
+                out=out,
+                options=self._options,
+                make_page=make_page,
+            )
+        return evaluation, {**summary, "out": out, "run_id": tracker.run_id}
+
+    def _evaluate(self) -> Evaluation:
+        config, errors = self.config, 0
+        how = EvaluationConfig(
+            views=config.views,
+            batch=config.batch,
+            workers=config.workers,
+            seed=config.seed,
+            ablation=config.ablate,
+            max_error_rate=config.max_error_rate,
+            storage=self._options,
+        )
+        with ProgressLine("evaluate", self.objects, "videos") as progress:
+
+            def advance(videos: int, failed: int) -> None:
+                nonlocal errors
+                errors += failed
+                progress.advance(videos, errors=errors)
+
+            return evaluate_model(self._bundle, self._manifest, config.split, how, advance)
+
+    def _start_tracker(self) -> Tracker:
+        config, bundle = self.config, self._bundle
+        tags = {
+            "tubelet.job": "evaluate",
+            "tubelet.manifest": config.manifest,
+            "tubelet.data_fingerprint": self._fingerprint,
+        }
+        params = {
+            "model": bundle.source,
+            "split": config.split,
+            "views": self._views,
+            "ablate": config.ablate,
+            "sampling": bundle.clip.sampling,
+        }
+        tracker = Tracker.start(
+            config.tracking_uri, config.experiment, f"evaluate-{config.split}", tags=tags, params=params
+        )
+        tracker.link_model(find_link(bundle, tracker.uri))
+        return tracker
