@@ -136,7 +136,7 @@ class Report:
 
     def stop(self, error: BaseException) -> None:
         """The job failed, or was interrupted."""
-        self._log_progress()
+        self._log_progress(last=True)
         self._tracker.set_tags({"tubelet.error": str(error).strip()[:500]})
         killed = isinstance(error, (KeyboardInterrupt, SystemExit))
         self._tracker.finish("KILLED" if killed else "FAILED")
@@ -147,7 +147,7 @@ class Report:
         self.summary = summarise(self._prepared, self.tallies[0], seconds, self._tracker.run_id)
         self.summary.object_store_limit_bytes = self._layout.object_store_bytes
         self.summary.startup_s = round((self._first_s or self._started_s) - self._started_s, 3)
-        self._log_progress()
+        self._log_progress(last=True)
         self._tracker.log_metrics(self._costs(seconds))
         for number, tally in enumerate(self.tallies):
             folder = "" if number == 0 else f"{self._prepared.models.names[number]}/"
@@ -196,13 +196,14 @@ class Report:
         prefix = folder.replace("/", ".")
         self._tracker.log_metrics({prefix + name: value for name, value in found.items()})
 
-    def _log_progress(self) -> None:
+    def _log_progress(self, *, last: bool = False) -> None:
         tally = self.tallies[0]
         self._logged_s = time.monotonic()
         age_s = self._logged_s - self._started_s
         done = tally.ok + tally.errors
         figures = {"labelled": done, "errors": tally.errors, "videos_per_s": done / max(age_s, 1e-9)}
-        self._tracker.log_metrics(figures, step=int(age_s))
+        # A step that was logged is not logged again, and the last word must not be the one left out.
+        self._tracker.log_metrics(figures, step=int(age_s) + last)
 
 
 def summarise(prepared: Prepared, tally: Tally, seconds: float, run_id: str | None) -> Summary:
