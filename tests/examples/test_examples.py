@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.labelling import write_video
+from support.labelling import tiny_bundle, write_video
 from tubelet.inference.schema import RowShape, table_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -38,6 +38,17 @@ def test_vivit_in_plain_pytorch(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     assert (tmp_path / "model.safetensors").stat().st_size > 0
+
+
+def test_labels_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    videos = [str(write_video(tmp_path / "0.mp4", 0)), str(tmp_path / "broken.mp4")]
+    main = runpy.run_path(str(EXAMPLES / "label_from_python.py"))["main"]
+    main(str(tiny_bundle(tmp_path / "model")), videos)
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{videos[0]}: ")
+    assert "%" in said.out
+    assert said.err.startswith(f"{videos[1]}: open_error: ")
 
 
 def test_predictions_are_read_with_duckdb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
