@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tubelet.config import UserError
 from tubelet.storage.base import Conditions, ObjectInfo, StorageOptions, write_if_unchanged
+from tubelet.storage.errors import CredentialsError, DeniedError, StoreUnavailableError, local_writes
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+_T = TypeVar("_T")
 _COPY_BYTES = 8 * 1024 * 1024
+# Between them, a machine without a network knows within a minute.
+_RETRY_LIMIT_S = 10.0
+_DEADLINE_S = 30.0
+_HINT = "check the bucket, the network, GOOGLE_APPLICATION_CREDENTIALS, or --anonymous"
+_STATUS = re.compile(r"google::cloud::Status\((\w+):")
+_NETWORK = re.compile(r"CURL error \[\d+\]=(.*?) error_info")
+_KINDS: dict[str, type[Exception]] = {
+    "UNAVAILABLE": StoreUnavailableError,
+    "DEADLINE_EXCEEDED": StoreUnavailableError,
+    "RESOURCE_EXHAUSTED": StoreUnavailableError,
+    "INTERNAL": StoreUnavailableError,
+    "PERMISSION_DENIED": DeniedError,
+    "UNAUTHENTICATED": CredentialsError,
+}
 
 
 class GcsStore:
@@ -21,7 +41,10 @@ class GcsStore:
     def __init__(self, options: StorageOptions) -> None:
         from pyarrow.fs import GcsFileSystem
 
-        self._fs = GcsFileSystem(anonymous=options.anonymous)
+        # Without a limit, what cannot be reached is tried for a quarter of an hour.
+        self._fs = GcsFileSystem(
+            anonymous=options.anonymous, retry_time_limit=timedelta(seconds=_RETRY_LIMIT_S)
+        )
 
     def stat(self, uri: str) -> ObjectInfo | None:
         found = self._info(uri)
@@ -35,10 +58,9 @@ class GcsStore:
         if single is not None:
             yield single
             return
-        try:
+        # All pages at once: this takes as long as it takes, after the answer above.
+        with _translated(uri):
             found = self._fs.get_file_info(FileSelector(root, recursive=True))
-        except OSError as error:
-            raise _explained(uri, error) from error
         files = sorted((f for f in found if f.is_file), key=lambda f: f.path.encode())
         if not files:
             raise UserError(f"there is nothing under {uri}: check the bucket and the prefix")
@@ -57,14 +79,15 @@ class GcsStore:
     def _directly_under(self, uri: str) -> list[Any]:
         from pyarrow.fs import FileSelector
 
-        return list(self._fs.get_file_info(FileSelector(_path(uri), allow_not_found=True)))
+        selector = FileSelector(_path(uri), allow_not_found=True)
+        return list(_within_deadline(uri, lambda: self._fs.get_file_info(selector)))
 
     def read(self, uri: str) -> bytes:
-        with self._fs.open_input_file(_path(uri)) as file:
+        with _translated(uri), self._fs.open_input_file(_path(uri)) as file:
             return bytes(file.read())
 
     def write(self, uri: str, data: bytes) -> None:
-        with self._fs.open_output_stream(_path(uri)) as file:
+        with _translated(uri), self._fs.open_output_stream(_path(uri)) as file:
             file.write(data)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
@@ -87,22 +110,29 @@ class GcsStore:
         return Conditions(unchanged=False)
 
     def upload(self, local: Path, uri: str) -> None:
-        with local.open("rb") as source, self._fs.open_output_stream(_path(uri)) as target:
+        with local.open("rb") as source, _translated(uri), self._fs.open_output_stream(_path(uri)) as target:
             while chunk := source.read(_COPY_BYTES):
                 target.write(chunk)
 
     def download(self, uri: str, local: Path) -> None:
-        with self._fs.open_input_stream(_path(uri)) as source, local.open("wb") as target:
+        with (
+            local_writes(local),
+            _translated(uri),
+            self._fs.open_input_stream(_path(uri)) as source,
+            local.open("wb") as target,
+        ):
             while chunk := source.read(_COPY_BYTES):
                 target.write(chunk)
 
     def delete(self, uri: str) -> None:
         if self.stat(uri) is not None:
-            self._fs.delete_file(_path(uri))
+            with _translated(uri):
+                self._fs.delete_file(_path(uri))
 
     def delete_tree(self, uri: str) -> None:
         if self.names(uri):
-            self._fs.delete_dir(_path(uri))
+            with _translated(uri):
+                self._fs.delete_dir(_path(uri))
         self.delete(uri)
 
     def filesystem(self, uri: str) -> tuple[FileSystem, str]:
@@ -112,16 +142,16 @@ class GcsStore:
         del etag  # PyArrow has no conditional read
 
         def fetch(start: int, stop: int) -> bytes:
-            with self._fs.open_input_file(_path(uri)) as file:
-                return bytes(file.read_at(stop - start, start))
+            with _translated(uri), self._fs.open_input_file(_path(uri)) as file:
+                data = bytes(file.read_at(stop - start, start))
+            if len(data) != stop - start:
+                raise StoreUnavailableError(f"reading {uri} failed: {len(data)} of {stop - start} bytes came")
+            return data
 
         return fetch
 
     def _info(self, uri: str) -> Any:
-        try:
-            return self._fs.get_file_info(_path(uri))
-        except OSError as error:
-            raise _explained(uri, error) from error
+        return _within_deadline(uri, lambda: self._fs.get_file_info(_path(uri)))
 
 
 def _path(uri: str) -> str:
@@ -132,8 +162,41 @@ def _describe(info: Any, path: str) -> ObjectInfo:
     return ObjectInfo(f"gs://{info.path}", path, f"{info.mtime_ns:x}-{info.size:x}", info.size)
 
 
-def _explained(uri: str, error: OSError) -> UserError:
-    reason = (str(error).splitlines() or [""])[0][:200]
-    return UserError(
-        f"cannot read {uri}: {reason}\ncheck the bucket, GOOGLE_APPLICATION_CREDENTIALS, or --anonymous"
-    )
+def _within_deadline(uri: str, ask: Callable[[], _T]) -> _T:
+    """What ``ask`` answers; a server that takes the connection and says nothing is not waited for."""
+    answers: list[_T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="gcs-request", daemon=True)
+    thread.start()
+    thread.join(_DEADLINE_S)
+    with _translated(uri):
+        if errors:
+            raise errors[0]
+    if not answers:
+        raise StoreUnavailableError(f"cannot reach {uri}: no answer in {_DEADLINE_S:.0f} s; {_HINT}")
+    return answers[0]
+
+
+@contextlib.contextmanager
+def _translated(uri: str) -> Iterator[None]:
+    """Turn what the Google client says into our own errors (see :mod:`tubelet.storage.errors`)."""
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        raise
+    except OSError as error:
+        text = str(error)
+        status = _STATUS.search(text)
+        network = _NETWORK.search(text)
+        reason = network[1] if network else (text.splitlines() or [""])[0][:160]
+        kind = _KINDS.get(status[1] if status else "", UserError)
+        if network:
+            kind = StoreUnavailableError
+        raise kind(f"cannot reach {uri}: {reason}; {_HINT}") from error
