@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tubelet.tracking.spool import Record, RefusedError, read_journal
+from tubelet.tracking.spool import Record, RefusedError, first_line, keep_refused, read_journal, remove_sent
 from tubelet.tracking.store import OWNER_TAG, RunStore, client_for
 
 
 def flush_spool(folder: Path, state: Mapping[str, Any], final: Record) -> bool:
     """Send what a dead driver left in ``folder`` and then ``final``; True when there is nothing more to do.
 
-    Stops without a word when the run has a new owner (it was resumed).
+    Stops without a word when the run has a new owner (it was resumed). What the server refuses stays there.
     """
     store = RunStore(
         state["uri"],
@@ -30,12 +28,17 @@ def flush_spool(folder: Path, state: Mapping[str, Any], final: Record) -> bool:
     try:
         if _resumed(folder, state) or (state["run_id"] and not _owned(client_for(state["uri"]), state)):
             return True
+        refused = []
         for record in [r for r in read_journal(folder) if r["kind"] != "status"] + [final]:
-            with suppress(RefusedError):
+            try:
                 store.send([record])
+            except RefusedError as error:
+                refused.append((record, first_line(error)))
     except Exception:
         return False
-    shutil.rmtree(folder, ignore_errors=True)
+    for record, reason in refused:
+        keep_refused(folder, [record], reason)
+    remove_sent(folder)
     return True
 
 

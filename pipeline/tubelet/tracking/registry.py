@@ -16,6 +16,7 @@ from typing import Any
 
 from tubelet._version import __version__
 from tubelet.config import UserError
+from tubelet.tracking.database import explained, shown
 from tubelet.tracking.store import client_for
 
 MODEL_FILE = "model.safetensors"
@@ -146,9 +147,14 @@ def resolve_model(uri: str, tracking_uri: str | None = None) -> tuple[Path, Mode
     try:
         link = _resolve(client, uri)
         return _download(client, link, tracking_uri), link
-    except MlflowException as error:
+    except Exception as error:
+        damage = explained(error, tracking_uri)
+        if damage is None and not isinstance(error, MlflowException):
+            raise
         reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load {uri} from {tracking_uri}: {reason}; check --tracking-uri") from error
+        raise damage or UserError(
+            f"cannot load {uri} from {shown(tracking_uri)}: {reason}; check --tracking-uri"
+        ) from error
 
 
 def metric_history(run_id: str, name: str, tracking_uri: str) -> dict[int, float]:

@@ -1,7 +1,8 @@
 """A queue of records on disk and in memory, sent by a thread that waits out a server's absence.
 
 Each record is a JSON object; it is appended to ``journal.jsonl`` before it is queued, and the journal is
-emptied whenever all of it has been sent. Sending a record twice must do no harm.
+emptied whenever all of it has been sent. Sending a record twice must do no harm. What the server refuses for
+good is kept in ``refused.jsonl``, for the next process of the run to try, or for people.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import shutil
 import threading
 import time
 from collections import deque
@@ -21,10 +23,12 @@ Record = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
+JOURNAL, REFUSED = "journal.jsonl", "refused.jsonl"
+
 MAX_RECORDS = 200_000  # a bound on memory (about 100 MB) when a server stays away for days
 MAX_BATCH = 200
 MAX_SCAN = 1000  # records looked through for metrics that can travel together
-MAX_TRIES = 12  # of a record that the server refuses although it answers; then the record is given up
+MAX_TRIES = 12  # of a record that the server refuses although it answers; then the record is set aside
 BACKOFF_S = (0.5, 15.0)
 
 
@@ -43,12 +47,13 @@ class Spool:
     ) -> None:
         self.folder, self._send, self._healthy = folder, send, healthy
         folder.mkdir(parents=True, exist_ok=True)
-        self.dropped = 0
+        self.refused = 0
         self._records: deque[Record] = deque(read_journal(folder))
-        self._journal = (folder / "journal.jsonl").open("a", encoding="utf-8")
+        self._journal = (folder / JOURNAL).open("a", encoding="utf-8")
         self._changed = threading.Condition()
         self._closing = False
         self._warned = False
+        self._alone = 0  # so many records at the head travel alone: a batch with one of them was refused
         self._thread = threading.Thread(target=self._run, name="mlflow-spool", daemon=True)
 
     def start(self) -> None:
@@ -58,8 +63,10 @@ class Spool:
     def put(self, record: Record) -> None:
         """Queue a record; returns at once."""
         with self._changed:
-            if self._closing or len(self._records) >= MAX_RECORDS:
-                self.dropped += 1  # the newest: what was promised first is kept
+            if self._closing:
+                return
+            if len(self._records) >= MAX_RECORDS:  # the newest: what was promised first is sent first
+                self._set_aside([record], "more records wait than memory may hold")
                 return
             with suppress(OSError):  # a full disk: memory alone must do
                 self._journal.write(json.dumps(record) + "\n")
@@ -77,7 +84,8 @@ class Spool:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(timeout=30)
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
         self._journal.close()
 
     def _run(self) -> None:
@@ -87,20 +95,24 @@ class Spool:
                 self._changed.wait_for(lambda: self._records or self._closing)
                 if self._closing:
                     return
-                batch = _next_batch(self._records)
+                batch = [self._records[0]] if self._alone else _next_batch(self._records)
             try:
                 self._send(batch)
             except RefusedError as error:
-                self._give_up(batch, error)
+                if len(batch) > 1:  # it may be one of them only
+                    self._alone = len(batch)
+                    continue
+                self._set_aside(batch, first_line(error))
             except Exception as error:
                 tries += self._healthy()
                 if tries >= MAX_TRIES:
-                    self._give_up(batch, error)
+                    self._set_aside(batch, first_line(error))
                 else:
                     self._warn_once(error)
                     self._pause(pause_s)
                     pause_s = min(pause_s * 2, BACKOFF_S[1])
                     continue
+            self._alone = max(0, self._alone - 1)
             self._done(batch)
             pause_s, tries = BACKOFF_S[0], 0
 
@@ -126,9 +138,14 @@ class Spool:
                 self._warned = False
             self._changed.notify_all()
 
-    def _give_up(self, batch: Sequence[Record], error: Exception) -> None:
-        self.dropped += len(batch)
-        logger.warning(f"MLflow refused {len(batch)} records: {first_line(error)}")
+    def _set_aside(self, records: Sequence[Record], reason: str) -> None:
+        if not self.refused:
+            logger.warning(f"MLflow refused records: {reason}; they are kept in {self.folder / REFUSED}")
+        self.refused += len(records)
+        try:
+            keep_refused(self.folder, records, reason)
+        except OSError as error:
+            logger.warning(f"{len(records)} records that MLflow refused are lost: {first_line(error)}")
 
     def _warn_once(self, error: Exception) -> None:
         if not self._warned:
@@ -141,14 +158,42 @@ class Spool:
 
 def read_journal(folder: Path) -> list[Record]:
     """Records of an earlier process that were not all sent; a line cut off by a kill is left out."""
-    path = folder / "journal.jsonl"
-    records: list[Record] = []
+    return _read_lines(folder / JOURNAL)
+
+
+def keep_refused(folder: Path, records: Sequence[Record], reason: str) -> None:
+    """Add ``records`` to those that the server refused."""
+    with (folder / REFUSED).open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"reason": reason, "record": record}) + "\n" for record in records)
+
+
+def reclaim(folder: Path) -> None:
+    """Prepare the spool of an earlier process for a run that goes on.
+
+    What was refused is tried again, and the end that could not be sent no longer holds.
+    """
+    refused = [line["record"] for line in _read_lines(folder / REFUSED)]
+    left = [record for record in (*refused, *read_journal(folder)) if record["kind"] != "status"]
+    temporary = folder / f"{JOURNAL}.tmp"
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in left), "utf-8")
+    temporary.replace(folder / JOURNAL)
+    (folder / REFUSED).unlink(missing_ok=True)
+
+
+def remove_sent(folder: Path) -> None:
+    """Delete a spool that was sent; what the server refused stays, with what leads to its run."""
+    if (folder / REFUSED).exists():
+        (folder / JOURNAL).unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def now_ms() -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from tubelet.config import UserError
+from tubelet.tracking.database import explained, shown
 from tubelet.tracking.spool import Record, RefusedError
 
 KEY_TAG, OWNER_TAG = "tubelet.key", "tubelet.owner"
@@ -63,12 +65,22 @@ class RunStore:
         self._params: dict[str, str] = {}
 
     def open(self) -> str:
-        """Connect, find or create the run, mark it running. Cheap once done."""
+        """Connect, find or create the run, mark it running. Cheap once done.
+
+        Raises:
+            UserError: the experiment or the run is deleted, the database is damaged or of another MLflow.
+        """
         with self._lock:
             if self._opened and self.run_id:
                 return self.run_id
-            self.client = self.client or client_for(self.uri)
-            run = self._find() or self._create()
+            try:
+                self.client = self.client or client_for(self.uri)
+                run = self._find() or self._create()
+            except Exception as error:
+                reason = explained(error, self.uri)
+                if reason is None:
+                    raise
+                raise reason from error
             self.run_id = str(run.info.run_id)
             if run.info.status != "RUNNING":
                 self.client.update_run(self.run_id, status="RUNNING")
@@ -95,6 +107,9 @@ class RunStore:
             with self._lock:
                 self.open()
                 getattr(self, f"_send_{records[0]['kind']}")(records)
+        except UserError as error:  # nothing that waiting mends
+            self._opened = False
+            raise RefusedError(str(error)) from error
         except MlflowException as error:
             self._opened = False  # a lost reply: read again what arrived before the next try
             if error.error_code in _PERMANENT:
@@ -109,17 +124,39 @@ class RunStore:
 
         if self.run_id:
             try:
-                return self.client.get_run(self.run_id)
+                found = self.client.get_run(self.run_id)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-        experiment = self.client.get_experiment_by_name(self.experiment)
+            else:
+                if self._goes_on(found):
+                    return found
+        experiment = self._experiment()
         if experiment is None:
             return None
-        found = self.client.search_runs(
+        runs = self.client.search_runs(
             [experiment.experiment_id], f"tags.`{KEY_TAG}` = '{self.key}'", max_results=1
         )
-        return found[0] if found else None
+        return runs[0] if runs else None
+
+    def _goes_on(self, run: Any) -> bool:
+        """Whether ``run`` takes records. Not one of a deleted experiment where another is asked for now."""
+        if run.info.lifecycle_stage == "active":
+            return True
+        experiment = self.client.get_experiment(run.info.experiment_id)
+        if experiment.name != self.experiment:
+            return False
+        _check_active(experiment, self.uri)
+        raise UserError(
+            f"the MLflow run {self.run_id} at {shown(self.uri)} is deleted\n"
+            f"restore it with `mlflow runs restore --run-id {self.run_id}`, or log to another --experiment"
+        )
+
+    def _experiment(self) -> Any | None:
+        experiment = self.client.get_experiment_by_name(self.experiment)
+        if experiment is not None:
+            _check_active(experiment, self.uri)
+        return experiment
 
     def _create(self) -> Any:
         tags = {KEY_TAG: self.key, "mlflow.source.type": "LOCAL", **self.tags}
@@ -128,7 +165,7 @@ class RunStore:
     def _experiment_id(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        experiment = self.client.get_experiment_by_name(self.experiment)
+        experiment = self._experiment()
         if experiment is None:
             try:
                 return str(
@@ -139,7 +176,8 @@ class RunStore:
             except MlflowException as error:  # another job was faster
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                experiment = self.client.get_experiment_by_name(self.experiment)
+                experiment = self._experiment()
+                assert experiment is not None
         return str(experiment.experiment_id)
 
     def _send_metrics(self, records: Sequence[Record]) -> None:
@@ -208,6 +246,15 @@ class RunStore:
 
     def _send_status(self, records: Sequence[Record]) -> None:
         self.client.set_terminated(self.run_id, status=records[0]["status"], end_time=records[0]["time_ms"])
+
+
+def _check_active(experiment: Any, uri: str) -> None:
+    if experiment.lifecycle_stage != "active":
+        raise UserError(
+            f"the MLflow experiment {experiment.name!r} at {shown(uri)} is deleted\n"
+            f"restore it with `mlflow experiments restore --experiment-id {experiment.experiment_id}`,"
+            " or log to another --experiment"
+        )
 
 
 def _last_steps(client: Any, run: Any) -> dict[str, int]:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
+from tubelet.config import UserError
+from tubelet.storage.errors import local_writes
 from tubelet.tracking import registry
-from tubelet.tracking.spool import Spool, first_line, now_ms, read_journal
+from tubelet.tracking.spool import REFUSED, Spool, first_line, now_ms, reclaim, remove_sent
 from tubelet.tracking.store import RunStore
 from tubelet.tracking.system import SystemSampler
 
@@ -63,7 +66,8 @@ class Tracker:
         are kept and sent when it does.
 
         Raises:
-            UserError: ``uri`` is not one that MLflow knows.
+            UserError: ``uri`` is not one that MLflow knows, its database is damaged or of another MLflow, the
+                experiment or the run is deleted, or the folder for records is another user's.
         """
         uri = registry.check_uri(uri)
         folder, state = _spool_folder(run_id)
@@ -77,12 +81,17 @@ class Tracker:
             run_id=state.get("run_id") or run_id,
             tags={"mlflow.source.name": "tubelet", **registry.code_tags(), **_strings(tags or {})},
         )
-        _drop_status(folder)
-        store.on_open = lambda: _write_state(folder, store)
-        store.on_open()
-        spool = Spool(folder, store.send, store.healthy)
+        with local_writes(folder):
+            reclaim(folder)
+            store.on_open = lambda: _write_state(folder, store)
+            store.on_open()
+            spool = Spool(folder, store.send, store.healthy)
         tracker = cls(store, spool, _start_watchdog(folder, store.owner))
-        tracker._connect(wait_s)
+        try:
+            tracker._connect(wait_s)
+        except UserError:
+            tracker._withdraw(keep=bool(state))
+            raise
         spool.start()
         tracker.set_tags(_strings(tags or {}))
         tracker.log_params(params or {})
@@ -186,10 +195,13 @@ class Tracker:
         sent = self._spool.wait_empty(wait_s)
         self._spool.close()
         self._end_watchdog("done" if sent else "")
+        left = self._spool.folder
+        if self._spool.refused:
+            kept = left / REFUSED
+            logger.warning(f"{self._spool.refused} records that MLflow refused are kept in {kept}")
         if sent:
-            shutil.rmtree(self._spool.folder, ignore_errors=True)
+            remove_sent(left)
         else:
-            left = self._spool.folder
             logger.warning(f"MLflow is away: a background process sends {left}")
 
     def __enter__(self) -> Tracker:
@@ -202,15 +214,34 @@ class Tracker:
             self.finish("KILLED" if issubclass(kind, (KeyboardInterrupt, SystemExit)) else "FAILED")
 
     def _connect(self, wait_s: float) -> None:
-        """Try once, in the background; a failure here is the spool's business."""
+        """Try once, in the background; a failure here is the spool's business, unless waiting mends nothing.
+
+        Raises:
+            UserError: a person has to do something.
+        """
+        refusals: list[UserError] = []
 
         def attempt() -> None:
-            with suppress(Exception):
+            try:
                 self._store.open()
+            except UserError as error:
+                refusals.append(error)
+            except Exception:
+                logger.debug("MLflow does not answer yet", exc_info=True)
 
         thread = threading.Thread(target=attempt, name="mlflow-connect", daemon=True)
         thread.start()
         thread.join(wait_s)
+        if refusals:
+            raise refusals[0]
+
+    def _withdraw(self, *, keep: bool) -> None:
+        """Undo a start that was refused; ``keep`` what an earlier process left."""
+        self._finished = True
+        self._spool.close()
+        self._end_watchdog("done")
+        if not keep:
+            shutil.rmtree(self._spool.folder, ignore_errors=True)
 
     def _put_system(self, values: Mapping[str, float]) -> None:
         self._spool.put({"kind": "system", "values": dict(values), "time_ms": now_ms()})
@@ -256,7 +287,9 @@ def _spool_root() -> Path:
 def _spool_folder(run_id: str | None) -> tuple[Path, dict[str, Any]]:
     """The spool of an earlier process of this run where there is one, else a new folder."""
     root = _spool_root()
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with local_writes(root):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_own(root)
     for path in root.glob("*/state.json") if run_id else ():
         with suppress(ValueError, OSError):
             state = json.loads(path.read_text("utf-8"))
@@ -267,10 +300,15 @@ def _spool_folder(run_id: str | None) -> tuple[Path, dict[str, Any]]:
     return folder, {}
 
 
-def _drop_status(folder: Path) -> None:
-    """A resumed run is running again: the end that an earlier process could not send no longer holds."""
-    left = [record for record in read_journal(folder) if record["kind"] != "status"]
-    (folder / "journal.jsonl").write_text("".join(json.dumps(r) + "\n" for r in left), "utf-8")
+def _check_own(folder: Path) -> None:
+    """What is logged is read back and sent with the user's credentials: nobody else may write it."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UserError(
+            f"{folder} is not a folder of yours: remove it, or set TMPDIR to a folder that only you can write"
+        )
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        folder.chmod(0o700)
 
 
 def _write_state(folder: Path, store: RunStore) -> None:
