@@ -6,6 +6,7 @@ The libraries themselves compute what ours is compared with, on small models wit
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,22 @@ def test_timm_folder_makes_nothing_else_be_read(config: dict[str, Any], tmp_path
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"architecture=|cannot make its no_such_model"):
         read_pretrained(tmp_path)
+
+
+def test_files_of_strangers_run_nothing(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "executed",)
+
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps({"model": Hostile()}))
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "noise.bin").write_bytes(b"\x80\x04" + bytes(range(256)))
+    (tmp_path / "noise.safetensors").write_bytes(bytes(range(256)))
+    for name in ("pickle.pt", "list.pt", "noise.bin", "noise.safetensors"):
+        with pytest.raises(ValueError, match=r"convert it to \.safetensors|not a safetensors file") as error:
+            read_pretrained(tmp_path / name)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
 
 
 WEIGHTS = SHARED / "weights" / "vit_s14_image.safetensors"

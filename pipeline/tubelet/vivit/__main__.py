@@ -9,7 +9,7 @@ from tubelet.vivit.counting import PRESETS, macs_by_part, parameters_by_part
 
 
 def table(classes: int = 400) -> str:
-    """One row a preset: tokens, parameters (M), GMACs, and the GMACs by part."""
+    """One row per preset: tokens, parameters (M), GMACs, and the GMACs by part."""
     parts = ("embedding", "spatial", "temporal", "mlp", "head")
     head = ("preset", "clip", "tokens", "params M", "GMACs", *parts)
     rows: list[tuple[str, ...]] = [head]

@@ -84,7 +84,7 @@ class ViViTConfig:
     stochastic_depth_scaling: bool = False
     # Model 2: one dropout and drop-layer mask for all frames of a clip, as in the original.
     share_masks_over_frames: bool = True
-    # uint8 input becomes (x / 255 - mean) / std a channel; float input is taken as already normalised.
+    # uint8 input becomes (x / 255 - mean) / std per channel; float input is taken as already normalised.
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     layer_norm_eps: float = 1e-6

@@ -110,6 +110,7 @@ class Weights:
 
     @property
     def has_cls(self) -> bool:
+        """Whether there is a class token."""
         return "cls_token" in self.arrays
 
     @property
@@ -124,6 +125,7 @@ class Weights:
 
     @property
     def has_layer_scale(self) -> bool:
+        """Whether the source had layer scale, which is now in the weights."""
         return any("layer scale" in note for note in self.notes)
 
 
@@ -178,7 +180,7 @@ def _split_fused(name: str, value: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def _fold_layer_scale(arrays: dict[str, Tensor]) -> list[str]:
-    """gamma · (W x + b) = (gamma · W) x + gamma · b, so layer scale needs no place of its own."""
+    """Multiply layer scale into the weights: gamma · (W x + b) = (gamma · W) x + gamma · b."""
     names = [name for name in arrays if name.endswith(".gamma")]
     for name in names:
         gamma = arrays.pop(name)

@@ -1,4 +1,4 @@
-"""One safetensors file a model: weights, config and metadata together, and nothing that can be executed."""
+"""One safetensors file per model: weights, config and metadata together, and nothing that can be executed."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ def load_model(
 ) -> tuple[ViViT, dict[str, Any]]:
     """The model of a file that `save_model` wrote, in evaluation mode on `device`, and its metadata.
 
-    Raises `FileNotFoundError`, or `ValueError` where the file is not one of ours or its weights do not fit
-    its config.
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is not one of ours, or its weights do not fit its config.
     """
     config, metadata = read_header(path)
     with torch.device("meta"):
@@ -60,8 +61,9 @@ def load_model(
 def read_header(path: str | os.PathLike[str]) -> tuple[ViViTConfig, dict[str, Any]]:
     """Config and metadata of a model file, without its weights.
 
-    Raises `FileNotFoundError`, `ValueError` where the file is not one of ours, and `NewerSchemaError` (a
-    `ValueError` too) where a newer tubelet wrote it otherwise.
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is not one of ours; `NewerSchemaError` where a newer tubelet wrote it.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such model file")

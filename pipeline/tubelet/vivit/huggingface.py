@@ -1,5 +1,4 @@
-"""Hugging Face's ViViT, VideoMAE and image models: load a folder or state dict, and save what `transformers`
-loads.
+"""Hugging Face's ViViT, VideoMAE and image models: load them, and save what `transformers` loads.
 
 `transformers` itself is not needed. Sources: `VivitConfig`, `ViTConfig` and the processors' JSON files as
 `save_pretrained` writes them.
@@ -83,8 +82,11 @@ def load_huggingface(
     `source`: a folder as `save_pretrained` writes it, or a state dict (names as on disk or as in memory)
     together with its `config` (the dict of config.json). `changes` are fields of `ViViTConfig`. The
     normalisation comes from preprocessor_config.json; without one it is [-1, 1], which is what the authors
-    feed. An image ViT becomes Model 1 on clips of one frame. Raises `FileNotFoundError`, or `ValueError`
-    for another architecture.
+    feed. An image ViT becomes Model 1 on clips of one frame.
+
+    Raises:
+        FileNotFoundError: The folder lacks a file that it needs.
+        ValueError: Another architecture, or weights that the config asks for are missing.
     """
     preprocessor = None
     if isinstance(source, (str, os.PathLike)):
@@ -235,6 +237,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path, missing_ok: bool = False) -> dict[str, Any]:
+    """The object in a JSON file, empty where it is missing and may be."""
     if not path.is_file():
         if missing_ok:
             return {}

@@ -122,6 +122,7 @@ class Dropout(nn.Module):
         self.rate, self.shared = rate, shared
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(B, T, P, d)` to the same shape."""
         if not self.training or self.rate == 0:
             return x
         if not self.shared:
@@ -141,6 +142,7 @@ class StochasticDepth(nn.Module):
         self.rate, self.scaling, self.per_frame = rate, scaling, per_frame
 
     def forward(self, branch: Tensor) -> Tensor:
+        """`(B, T, P, d)` to the same shape."""
         if not self.training or self.rate == 0:
             return branch
         draws = (branch.shape[0], branch.shape[1] if self.per_frame else 1, 1, 1)
@@ -149,6 +151,8 @@ class StochasticDepth(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Two linear layers with an activation between them; dropout after each."""
+
     def __init__(self, dim: int, hidden: int, activation: str, dropout: float, shared: bool) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -204,8 +208,7 @@ class Block(nn.Module):
 
 
 class FactorisedBlock(nn.Module):
-    """Model 3's block: attention over one axis, over the other, then the MLP; each with LayerNorm and
-    residual.
+    """Model 3's block: attention over one axis, over the other, then the MLP; each with norm and residual.
 
     Stochastic depth applies to each of the three branches (the original has the setting and never uses it
     here).
@@ -224,6 +227,7 @@ class FactorisedBlock(nn.Module):
         self.depth = StochasticDepth(drop_rate, config.stochastic_depth_scaling, per_frame=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(B, T, P, d)` to the same shape."""
         x = self._space(self._time(x)) if not self.space_first else self._time(self._space(x))
         return x + apply(self.depth, self.mlp(self.norm_mlp(x)))
 

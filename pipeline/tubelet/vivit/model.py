@@ -121,10 +121,13 @@ class ViViT(nn.Module):
         self.reset_parameters()
 
     def forward(self, x: Tensor, features: bool = False) -> Logits | tuple[Logits, Tensor]:
-        """Logits `(B, classes)`, or one such tensor a head by name; with `features` also the pooled `(B, d)`.
+        """Logits `(B, classes)`, or one such tensor per head; with `features` also the pooled `(B, d)`.
 
         `x`: uint8 tubelets `(B, tokens, t·h·w·3)` or clips `(B, T, H, W, 3)`, normalised here; or the same as
-        floats, taken as already normalised. Raises `ValueError` where the shape does not fit the config.
+        floats, taken as already normalised.
+
+        Raises:
+            ValueError: The shape does not fit the config.
         """
         pooled = self.pool(self.encode(x))
         hidden = pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class LoadReport:
-    """Every parameter of the model stands in one of the first three, every array of the source is used or
-    left over.
+    """What became of each parameter of the model, and of each array of the source.
 
-    `loaded`: parameter to the source's name, taken as it is (up to layout). `adapted`: parameter to how it
-    was made from the source. `initialised`: parameter to why it keeps its own start. `left_over`: the
+    Every parameter stands in one of the first three, every array is used or left over. `loaded`: parameter to
+    the source's name, taken as it is (up to layout). `adapted`: parameter to how it was made from the source.
+    `initialised`: parameter to why it keeps its own start. `left_over`: the
     source's name to why it was not used. `notes`: anything else worth knowing. `str()` is a table for
     people.
     """
@@ -40,7 +40,7 @@ class LoadReport:
 
 
 def _rows(state: str, entries: Iterable[tuple[str, str]]) -> list[str]:
-    """One line a (name, reason), layers of one kind taken together."""
+    """One line per name and reason, layers of one kind taken together."""
     groups: dict[tuple[str, str], int] = {}
     for name, reason in entries:
         key = (re.sub(r"(?<=[._])\d+(?=[./])", "*", name), reason)

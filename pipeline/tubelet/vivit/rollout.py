@@ -26,7 +26,7 @@ Weights = dict[str, Tensor]
 
 @torch.no_grad()
 def attention_rollout(model: ViViT, x: Tensor) -> Tensor:
-    """How much each tubelet contributes, `(B, n_t, n_h, n_w)`, not negative and summing to 1 a clip.
+    """How much each tubelet contributes, `(B, n_t, n_h, n_w)`, not negative and summing to 1 per clip.
 
     `x` as for the model's `forward`. Attention over all tokens of a clip is held for every layer (averaged
     over the heads): 0.5 GB for one clip of Model 1 at B/16x2.

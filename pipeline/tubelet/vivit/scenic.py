@@ -31,8 +31,7 @@ _PREFIXES = ("params/", "opt/target/", "optimizer/target/")
 
 @dataclass(frozen=True)
 class Entry:
-    """One array of the original and where it lies in ours: `parameter`, its third `part` where it is a
-    fused one."""
+    """One array of the original and where it lies in ours: `parameter`, or the third `part` of it."""
 
     name: str
     parameter: str
@@ -88,13 +87,15 @@ def assign(model: ViViT, arrays: Mapping[str, Tensor]) -> None:
 def load_scenic(
     arrays: Arrays | str | os.PathLike[str], config: ViViTConfig, *, strict: bool = True
 ) -> tuple[ViViT, LoadReport]:
-    """A model of `config` with the original's `arrays` (or an `.npz` of them), in evaluation mode, and a
-    report.
+    """A model of `config` with the original's `arrays` (or an `.npz` of them), in evaluation mode.
 
-    Names are the original's, e.g. "Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel"; a prefix
-    "params/" is fine. Raises `ValueError` where an array has the wrong shape, or is missing (unless not
-    `strict`: then the model keeps its start there, and the report says so). Arrays that the model has no
-    place for are `left_over`.
+    The report says what became of every weight. Names are the original's, for example
+    "Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel"; a prefix
+    "params/" is fine. Without `strict` the model keeps its start where an array is missing, and the report
+    says so. Arrays that the model has no place for are `left_over`.
+
+    Raises:
+        ValueError: An array has the wrong shape, or is missing and `strict`.
     """
     named = read_arrays(arrays)
     model = ViViT(config)
@@ -130,7 +131,11 @@ def read_arrays(arrays: Arrays | str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def check_shapes(arrays: Mapping[str, Tensor], wanted: Mapping[str, Entry]) -> None:
-    """Raises `ValueError` naming the first array whose shape is not the wanted one."""
+    """Refuse arrays whose shapes are not the wanted ones.
+
+    Raises:
+        ValueError: Names the first such array.
+    """
     for name, value in arrays.items():
         if tuple(value.shape) != wanted[name].shape:
             raise ValueError(

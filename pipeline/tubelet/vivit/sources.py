@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -105,13 +106,20 @@ _SIZE = ("tubelet", "dim", "layers", "heads", "mlp")
 
 
 def init_from(model: ViViT, source: Weights, **options: Any) -> LoadReport:
-    """Fill `model` in place from `source`; the report says what became of every weight of both.
+    """Fill `model` in place; the report says what became of every weight of both.
 
-    `source`: a `ViViT`; a file that `save_model` wrote, or a folder with it as `model.safetensors`; a
-    Hugging Face folder (vivit or vit); the original's `.npz` (image or video); a state dict or arrays by
-    name, or a file of them; `timm:NAME` or `hf:NAME`, fetched. `options` are those of `InitOptions`. Raises
-    `FileNotFoundError`, `ValueError` where the weights do not fit, `RuntimeError` where a package or the
-    network is missing.
+    Args:
+        model: Of any variant; its config must have the parts that the source has (`read_pretrained` tells).
+        source: A `ViViT`; a file that `save_model` wrote, or a folder with it as `model.safetensors`; a
+            folder of Hugging Face (ViViT, VideoMAE, ViT, DeiT, MAE, DINOv2, DINOv3, CLIP, SigLIP) or timm;
+            the original's `.npz` (image or video); a state dict or arrays by name, or a file of them;
+            `timm:NAME` or `hf:NAME`, from their caches or fetched.
+        options: Those of `InitOptions`.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: The weights do not fit; what would.
+        RuntimeError: A package or the network is missing.
     """
     return transfer(model, read_source(source, model.config), InitOptions(**options))
 
@@ -183,9 +191,22 @@ def _of_file(path: Path) -> Pretrained:
             return _of_ours(load_model(path)[0], path.name)
         return _bare(load_file(path), path.name)
     if path.suffix in (".pt", ".pth", ".bin"):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return _bare(state.get("state_dict", state.get("model", state)), path.name)
+        return _bare(_load_pickle(path), path.name)
     raise ValueError(f"{path}: must be .safetensors, .npz, .pt, .pth or .bin, or a folder")
+
+
+def _load_pickle(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a file of torch, and nothing that would have to be run."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file of strangers makes of the unpickler
+        raise ValueError(f"{path}: no file of weights alone; convert it to .safetensors") from error
+    for name in ("state_dict", "model", "module"):
+        state = state.get(name, state) if isinstance(state, Mapping) else state
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"{path}: holds no weights by name; convert it to .safetensors")
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _of_folder(folder: Path, name: str) -> Pretrained:
@@ -266,8 +287,11 @@ def _has_time(source: Source) -> bool:
 
 
 def _is_ours(path: Path) -> bool:
-    with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get("format") == FORMAT
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from error
 
 
 def _differences(theirs: Mapping[str, Any], ours: ViViTConfig) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class InitOptions:
     the classifier too (restore_output_proj).
 
     Model 3 has a second attention that an image lacks. `temporal_attention`: "zero_output" zeros its
-    output, so that the model starts as the image model a frame and learns from there; "zero" zeros all of
+    output, so that the model starts as the image model of each frame and learns; "zero" zeros all of
     it, as the original does with attention_kernel_init_method="zero": then only its output bias ever gets a
     gradient; "copy" takes the image's attention (init_temporal_transformer=True); "keep" leaves the model's
     own. `spatial_attention=False` leaves the model's own spatial attention
@@ -91,7 +91,11 @@ class Source:
 
 @torch.no_grad()
 def transfer(model: ViViT, source: Source, options: InitOptions) -> LoadReport:
-    """Fill `model` in place. Raises `ValueError` where shapes differ without a rule, naming what is right."""
+    """Fill `model` in place; what became of every weight.
+
+    Raises:
+        ValueError: Shapes or parts differ without a rule; names what is right.
+    """
     _check_parts(source, model.config, options)
     job = _Transfer(model, source, options)
     for name, value in source.arrays.items():
@@ -228,7 +232,7 @@ class _Transfer:
         how = self.options.position
         if how == "tile" and old[1:] != new[1:]:
             raise ValueError(
-                f'position="tile": the source has {old[1]}x{old[2]} places a frame, the model {n_h}x{n_w}; '
+                f'position="tile": the source has {old[1]}x{old[2]} places per frame, the model {n_h}x{n_w}; '
                 'use "resize_tile" or "auto"'
             )
         if how == "resize" and new[0] != 1:
@@ -299,7 +303,8 @@ def _check_parts(source: Source, config: ViViTConfig, options: InitOptions) -> N
 def inflate(kernel: Tensor, wanted: tuple[int, ...], how: str) -> tuple[Tensor, str]:
     """An image's kernel `(h, w, c, d)` as a tubelet's `(t, h, w, c, d)`; paper, equations 8 and 9.
 
-    Raises `ValueError` where patch sizes differ, or a tubelet would have to become longer or shorter.
+    Raises:
+        ValueError: Patch sizes differ, or a tubelet would have to become longer or shorter.
     """
     if kernel.shape[-1] != wanted[-1]:
         raise ValueError(

@@ -19,7 +19,8 @@ Array = TypeVar("Array", torch.Tensor, "np.ndarray[Any, Any]")
 def clip_to_tubelets(clip: Array, tubelet: tuple[int, int, int]) -> Array:
     """`(…, T, H, W, C)` to `(…, tokens, t·h·w·C)`, any dtype; remainders at the end of an axis are dropped.
 
-    Raises `ValueError` where a tubelet is larger than the clip.
+    Raises:
+        ValueError: A tubelet is larger than the clip.
     """
     t, h, w = tubelet
     *lead, T, H, W, C = clip.shape
