@@ -138,8 +138,8 @@ def _damage_named(path: str) -> Iterator[None]:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
-            f"{path} cannot be read, it was cut off or damaged ({reason})\n"
-            "delete that file and run the same `tubelet label` again: it makes the missing rows anew"
+            f"{path} cannot be read, it was cut off or damaged ({reason}): delete it and run the"
+            " same `tubelet label` again, which makes its rows anew"
         ) from error
 
 

@@ -10,8 +10,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from typing_extensions import override
+
 from tubelet.config import UserError
-from tubelet.storage.base import Conditions, ObjectInfo, StorageOptions, write_if_unchanged
+from tubelet.storage.base import Conditions, ObjectInfo, RemoteStore, StorageOptions, write_if_unchanged
 from tubelet.storage.errors import CredentialsError, DeniedError, StoreUnavailableError, local_writes
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ _KINDS: dict[str, type[Exception]] = {
 }
 
 
-class GcsStore:
+class GcsStore(RemoteStore):
     """Objects in Google buckets. The etag is made of modification time and size."""
 
     def __init__(self, options: StorageOptions) -> None:
@@ -46,10 +48,12 @@ class GcsStore:
             anonymous=options.anonymous, retry_time_limit=timedelta(seconds=_RETRY_LIMIT_S)
         )
 
+    @override
     def stat(self, uri: str) -> ObjectInfo | None:
         found = self._info(uri)
         return _describe(found, uri.rpartition("/")[2]) if found.is_file else None
 
+    @override
     def walk(self, uri: str) -> Iterator[ObjectInfo]:
         from pyarrow.fs import FileSelector
 
@@ -67,12 +71,15 @@ class GcsStore:
         for file in files:
             yield _describe(file, file.path[len(root) + 1 :])
 
+    @override
     def holds_any(self, uri: str) -> bool:
         return bool(self.names(uri))
 
+    @override
     def names(self, uri: str) -> list[str]:
         return sorted(item.base_name for item in self._directly_under(uri))
 
+    @override
     def folders(self, uri: str) -> list[str]:
         return sorted(item.base_name for item in self._directly_under(uri) if not item.is_file)
 
@@ -82,38 +89,46 @@ class GcsStore:
         selector = FileSelector(_path(uri), allow_not_found=True)
         return list(_within_deadline(uri, lambda: self._fs.get_file_info(selector)))
 
+    @override
     def read(self, uri: str) -> bytes:
         with _translated(uri), self._fs.open_input_file(_path(uri)) as file:
             return bytes(file.read())
 
+    @override
     def write(self, uri: str, data: bytes) -> None:
         with _translated(uri), self._fs.open_output_stream(_path(uri)) as file:
             file.write(data)
 
+    @override
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         if self.stat(uri) is not None:
             return False
         self.write(uri, data)
         return True
 
+    @override
     def read_version(self, uri: str) -> tuple[bytes, str]:
         found = self.stat(uri)
         if found is None:
             raise FileNotFoundError(f"{uri} does not exist")
         return self.read(uri), found.etag
 
+    @override
     def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool:
         return write_if_unchanged(self, uri, data, etag)
 
+    @override
     def check_conditions(self, uri: str) -> Conditions:
         del uri
         return Conditions(unchanged=False)
 
+    @override
     def upload(self, local: Path, uri: str) -> None:
         with local.open("rb") as source, _translated(uri), self._fs.open_output_stream(_path(uri)) as target:
             while chunk := source.read(_COPY_BYTES):
                 target.write(chunk)
 
+    @override
     def download(self, uri: str, local: Path) -> None:
         with (
             local_writes(local),
@@ -124,20 +139,24 @@ class GcsStore:
             while chunk := source.read(_COPY_BYTES):
                 target.write(chunk)
 
+    @override
     def delete(self, uri: str) -> None:
         if self.stat(uri) is not None:
             with _translated(uri):
                 self._fs.delete_file(_path(uri))
 
+    @override
     def delete_tree(self, uri: str) -> None:
         if self.names(uri):
             with _translated(uri):
                 self._fs.delete_dir(_path(uri))
         self.delete(uri)
 
+    @override
     def filesystem(self, uri: str) -> tuple[FileSystem, str]:
         return self._fs, _path(uri)
 
+    @override
     def fetcher(self, uri: str, etag: str | None) -> Callable[[int, int], bytes]:
         del etag  # PyArrow has no conditional read
 

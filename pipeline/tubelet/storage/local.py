@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
+from typing_extensions import override
+
 from tubelet.config import UserError
 from tubelet.storage.base import (
     DEFAULT_OPTIONS,
     Conditions,
     ObjectInfo,
     StorageOptions,
+    Store,
     write_if_unchanged,
 )
 from tubelet.storage.errors import ObjectChangedError, local_writes
@@ -38,12 +41,13 @@ def local_etag(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
-class LocalStore:
+class LocalStore(Store):
     """Files below folders; replaced by rename, created exclusively by link."""
 
     def __init__(self, options: StorageOptions = DEFAULT_OPTIONS) -> None:
         del options  # they are about stores that ask who one is
 
+    @override
     def stat(self, uri: str) -> ObjectInfo | None:
         try:
             status = os.stat(uri)
@@ -55,6 +59,7 @@ class LocalStore:
             return None
         return ObjectInfo(uri, os.path.basename(uri), local_etag(status), status.st_size)
 
+    @override
     def walk(self, uri: str) -> Iterator[ObjectInfo]:
         single = self.stat(uri)
         if single is not None:
@@ -63,32 +68,39 @@ class LocalStore:
         _need_folder(uri)
         yield from _walk(uri, "", (_identity(uri),))
 
+    @override
     def holds_any(self, uri: str) -> bool:
         return os.path.isdir(uri) and any(True for _ in _walk(uri, "", (_identity(uri),)))
 
+    @override
     def names(self, uri: str) -> list[str]:
         try:
             return sorted(os.listdir(uri))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    @override
     def folders(self, uri: str) -> list[str]:
         _need_folder(uri)
         with os.scandir(uri) as entries:
             return sorted(_utf8(entry.name) for entry in entries if _is_folder(entry))
 
+    @override
     def read(self, uri: str) -> bytes:
         return Path(uri).read_bytes()
 
+    @override
     def read_version(self, uri: str) -> tuple[bytes, str]:
         with open(uri, "rb") as file:
             return file.read(), local_etag(os.fstat(file.fileno()))
 
+    @override
     def write(self, uri: str, data: bytes) -> None:
         with _beside(uri) as temporary:
             _write_through(temporary, data)
             os.replace(temporary, uri)
 
+    @override
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         with _beside(uri) as temporary:
             _write_through(temporary, data)
@@ -102,13 +114,16 @@ class LocalStore:
                 return _rename_if_absent(temporary, uri)
         return True
 
+    @override
     def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool:
         return write_if_unchanged(self, uri, data, etag)
 
+    @override
     def check_conditions(self, uri: str) -> Conditions:
         del uri
         return Conditions(unchanged=False)
 
+    @override
     def upload(self, local: Path, uri: str) -> None:
         with _beside(uri) as temporary:
             with local.open("rb") as source, temporary.open("wb") as target:
@@ -116,19 +131,23 @@ class LocalStore:
                 _sync(target)
             os.replace(temporary, uri)
 
+    @override
     def download(self, uri: str, local: Path) -> None:
         with local_writes(local):
             shutil.copyfile(uri, local)
 
+    @override
     def delete(self, uri: str) -> None:
         Path(uri).unlink(missing_ok=True)
 
+    @override
     def delete_tree(self, uri: str) -> None:
         if os.path.isdir(uri) and not os.path.islink(uri):
             shutil.rmtree(uri, ignore_errors=True)
         else:
             self.delete(uri)
 
+    @override
     def filesystem(self, uri: str) -> tuple[FileSystem, str]:
         from pyarrow.fs import LocalFileSystem
 
@@ -204,7 +223,7 @@ def _uri(path: str) -> str:
 
 
 def _utf8(name: str) -> str:
-    """File names that are not UTF-8 cannot stand in a table: their odd bytes are written as ``\\udcXX``."""
+    r"""File names that are not UTF-8 cannot stand in a table: their odd bytes are written as ``\udcXX``."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import cachetools
+from typing_extensions import override
 
 from tubelet.storage.api import stat
 from tubelet.storage.base import DEFAULT_OPTIONS, StorageOptions
@@ -48,14 +49,18 @@ class ObjectOpener:
     options: StorageOptions = DEFAULT_OPTIONS
 
     def __call__(self) -> BinaryIO:
-        """A fresh binary file, positioned at 0: the file itself if local, its bytes in memory if small and
-        pinned by ``etag``, else a :class:`RangedReader`.
+        """A fresh binary file, positioned at 0.
+
+        Returns:
+            The file itself if local, its bytes in memory if small and pinned by ``etag``, else a
+            :class:`RangedReader`.
 
         Raises:
             FileNotFoundError: the object is gone.
             ObjectChangedError: its content is not that of ``etag``.
-            PermissionError: access was denied.
-            OSError: the store failed although the request was retried.
+            CredentialsError: there are none, or the store does not take them.
+            DeniedError: they do not give access to this object.
+            StoreUnavailableError: the store failed although the request was retried.
         """
         uri = normalise_uri(self.uri)
         if not is_remote(uri):
@@ -106,15 +111,19 @@ class RangedReader(io.RawIOBase):
         self.bytes_fetched = 0
         self.requests = 0
 
+    @override
     def readable(self) -> bool:
         return True
 
+    @override
     def seekable(self) -> bool:
         return True
 
+    @override
     def tell(self) -> int:
         return self._position
 
+    @override
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
@@ -122,6 +131,7 @@ class RangedReader(io.RawIOBase):
         self._position = base + offset
         return self._position
 
+    @override
     def readinto(self, buffer: Buffer) -> int:
         view = memoryview(buffer).cast("B")
         wanted = max(0, min(len(view), self._size - self._position))

@@ -53,8 +53,9 @@ class ParquetSource:
 
 
 def open_pinned(found: ObjectInfo, options: StorageOptions) -> ParquetSource:
-    """The Parquet file ``found``, from footer to columns as it was found: ranged reads of a file that is
-    replaced meanwhile would mix two.
+    """The Parquet file ``found``, from footer to columns as it was found.
+
+    Ranged reads of a file that is replaced meanwhile would mix two.
 
     Raises:
         ObjectChangedError: it was replaced; also from what reads it.

@@ -18,9 +18,10 @@ from botocore.exceptions import (
     ClientError,
     ProfileNotFound,
 )
+from typing_extensions import override
 
 from tubelet.config import UserError
-from tubelet.storage.base import Conditions, ObjectInfo, StorageOptions, write_if_unchanged
+from tubelet.storage.base import Conditions, ObjectInfo, RemoteStore, StorageOptions, write_if_unchanged
 from tubelet.storage.errors import local_writes
 from tubelet.storage.retries import with_retries
 from tubelet.storage.s3_errors import CONFLICT, MISSING, code_of, explained
@@ -71,7 +72,7 @@ def make_client(options: StorageOptions) -> S3Client:
         raise UserError(f"{error}: set AWS_ENDPOINT_URL to a URL such as http://HOST:PORT") from error
 
 
-class S3Store:
+class S3Store(RemoteStore):
     """Objects in S3 buckets."""
 
     def __init__(self, options: StorageOptions) -> None:
@@ -80,6 +81,7 @@ class S3Store:
         self._filesystem: FileSystem | None = None
         self._lock = threading.Lock()
 
+    @override
     def stat(self, uri: str) -> ObjectInfo | None:
         head = self._head(uri)
         if head is None:
@@ -98,6 +100,7 @@ class S3Store:
                     return None
                 raise
 
+    @override
     def walk(self, uri: str) -> Iterator[ObjectInfo]:
         bucket, key = split_bucket(uri)
         prefix = f"{key}/" if key else ""
@@ -114,15 +117,18 @@ class S3Store:
                 raise UserError(f"there is nothing under {uri}: check the bucket and the prefix")
             yield single
 
+    @override
     def holds_any(self, uri: str) -> bool:
         bucket, key = split_bucket(uri)
         pages = self._pages(uri, Bucket=bucket, Prefix=f"{key}/" if key else "")
         return any(not item["Key"].endswith("/") for page in pages for item in page.get("Contents", ()))
 
+    @override
     def names(self, uri: str) -> list[str]:
         files, folders = self._directly_under(uri)
         return sorted(files | folders)
 
+    @override
     def folders(self, uri: str) -> list[str]:
         return sorted(self._directly_under(uri)[1])
 
@@ -136,17 +142,21 @@ class S3Store:
             folders |= {item["Prefix"][len(prefix) : -1] for item in page.get("CommonPrefixes", ())}
         return files - {""}, folders - {""}
 
+    @override
     def read(self, uri: str) -> bytes:
         return self.read_version(uri)[0]
 
+    @override
     def read_version(self, uri: str) -> tuple[bytes, str]:
         return ObjectReader(self._client, uri).whole()
 
+    @override
     def write(self, uri: str, data: bytes) -> None:
         bucket, key = split_bucket(uri)
         with _translated(uri, self._client):
             self._client.put_object(Bucket=bucket, Key=key, Body=data)
 
+    @override
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         if self._options.single_writer and not self._conditions(uri).absent:
             if self.stat(uri) is not None:
@@ -155,6 +165,7 @@ class S3Store:
             return True
         return self._put_if(uri, data, IfNoneMatch="*")
 
+    @override
     def put_if_unchanged(self, uri: str, data: bytes, etag: str) -> bool:
         if not self._conditions(uri).unchanged:
             return write_if_unchanged(self, uri, data, etag)
@@ -169,6 +180,7 @@ class S3Store:
         _known[self._place(uri)] = Conditions(absent=self._conditions(uri).absent, unchanged=False)
         return write_if_unchanged(self, uri, data, etag)
 
+    @override
     def check_conditions(self, uri: str) -> Conditions:
         probe = f"{uri}/probe-{secrets.token_hex(4)}"
         try:
@@ -210,6 +222,7 @@ class S3Store:
                 raise
         return True
 
+    @override
     def upload(self, local: Path, uri: str) -> None:
         from boto3.exceptions import S3UploadFailedError
         from boto3.s3.transfer import TransferConfig
@@ -224,6 +237,7 @@ class S3Store:
                     raise error.__context__ from error
                 raise
 
+    @override
     def download(self, uri: str, local: Path) -> None:
         with_retries(
             lambda: self._download(uri, local), retry_on=BrokenAnswerError, attempts=5, first_pause_s=0.2
@@ -240,11 +254,13 @@ class S3Store:
             local.unlink()
             raise BrokenAnswerError(f"reading {uri} failed: {head['ContentLength']} bytes were to come")
 
+    @override
     def delete(self, uri: str) -> None:
         bucket, key = split_bucket(uri)
         with _translated(uri, self._client):
             self._client.delete_object(Bucket=bucket, Key=key)
 
+    @override
     def delete_tree(self, uri: str) -> None:
         bucket, key = split_bucket(uri)
         if not key:
@@ -256,6 +272,7 @@ class S3Store:
                     self._client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})  # type: ignore[typeddict-item]
         self.delete(uri)
 
+    @override
     def filesystem(self, uri: str) -> tuple[FileSystem, str]:
         with self._lock:
             if self._filesystem is None:
@@ -275,6 +292,7 @@ class S3Store:
             settings["region"] = meta.region_name
         return S3FileSystem(**settings)
 
+    @override
     def fetcher(self, uri: str, etag: str | None) -> Callable[[int, int], bytes]:
         return ObjectReader(self._client, uri, etag).range
 

@@ -143,8 +143,9 @@ class ObjectReader:
         return answer
 
     def _unconditional(self, more: Mapping[str, str]) -> Mapping[str, Any]:
-        """After a failed condition: the content changed, or the store's etags are weak (no condition on such
-        a one ever holds), which the etag of an answer without condition tells.
+        """The answer without condition, after one failed although the content did not change.
+
+        No condition on a weak etag ever holds. A changed content raises ``ObjectChangedError``.
         """
         answer = ObjectReader(self._client, self._uri)._request(**more)
         if opaque(answer.get("ETag") or "") != self._etag:

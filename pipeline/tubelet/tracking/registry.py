@@ -33,6 +33,7 @@ _REQUIREMENTS = (
     "pyarrow",
     "boto3",
     "tenacity",
+    "typing-extensions",
     "pyyaml",
 )
 
