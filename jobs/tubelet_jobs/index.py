@@ -26,5 +26,17 @@ def _report(summary: IndexSummary) -> None:
         say(f"note: {warning}")
     splits = ", ".join(f"{name} {count}" for name, count in summary.splits.items()) or "none"
     say(f"{summary.objects} objects, {summary.labelled} with a label; splits: {splits}")
+    if summary.skipped:
+        say(f"skipped {summary.skipped} more: {_told(summary.skipped_by)}")
     if summary.dry_run:
         say(f"dry run: would open {summary.to_probe} objects and write {summary.out}")
+        return
+    say(f"{summary.ok} videos ok, {summary.errors} errors, {summary.not_video} objects that are no video")
+    if summary.errors:
+        say(f"errors: {_told(summary.reasons)}")
+    if summary.to_retry:
+        say(f"{summary.to_retry} of them are the store's or the machine's doing: --update tries them again")
+
+
+def _told(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import duckdb
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 from support import SHARED, S3Bucket
@@ -20,7 +24,7 @@ from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.fingerprint import fingerprint
 from tubelet.corpus.index import IndexConfig, IndexSummary, index_corpus
-from tubelet.corpus.manifest import SCHEMA, key_of, manifest_file, read_manifest
+from tubelet.corpus.manifest import SCHEMA, key_of, manifest_file, read_manifest, write_manifest
 from tubelet.corpus.selection import class_names, select
 from tubelet.storage.local_s3 import LocalS3
 from tubelet.storage.lock import OutputLock
@@ -70,7 +74,8 @@ def test_every_object_is_a_row(root: str) -> None:
         },
     )
     summary = _index(f"{root}/v", f"{root}/manifest", labels="folders")
-    assert _counts(summary) == (12, 9, 3, 12, 0, 0)
+    assert _counts(summary) == (12, 9, 2, 12, 0, 0)
+    assert (summary.not_video, summary.skipped, summary.to_retry) == (1, 1, 0)
     rows = _rows(f"{root}/manifest")
     video = rows["left/a.mp4"]
     assert video["key"] == key_of("left/a.mp4")
@@ -82,7 +87,7 @@ def test_every_object_is_a_row(root: str) -> None:
     assert video["indexed_at"] is not None
     for path in ("left/readme.txt", "left/empty.mp4", "right/cut.mp4"):
         row = rows[path]
-        assert row["status"] == "error"
+        assert row["status"] == ("not_video" if path.endswith(".txt") else "error")
         assert row["error_code"]
         assert row["error"]
         assert row["codec"] is None
@@ -194,6 +199,118 @@ def test_include(root: str) -> None:
         _index(f"{root}/v", f"{root}/n", include="*.avi")
 
 
+def _picture() -> bytes:
+    target = io.BytesIO()
+    with av.open(target, "w", format="mjpeg") as container:
+        stream = container.add_stream("mjpeg", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        grey = np.full((48, 64, 3), 127, np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+    return target.getvalue()
+
+
+def test_counts_add_up_to_what_find_counts(tmp_path: Path) -> None:
+    """A folder as people have it: sidecars, stills, odd names, words for splits, a label file among them."""
+    src = tmp_path / "v"
+    put_videos(str(src), [f"train/{c}/_{c}{i}.mp4" for c in ("run", "jump") for i in range(2)])
+    put_videos(str(src), ["validation/run/a.mp4", "validation/jump/b", "spare/c.mp4"])
+    put(
+        str(src),
+        {
+            "train/run/a.jpg": _picture(),
+            "train/run/renamed.mp4": _picture(),
+            "train/run/a.srt": b"1\n00:00:01,000 --> 00:00:02,000\nhello\n",
+            "train/jump/b.json": b'{"a": 1}',
+            "train/jump/notes": b"text without an extension",
+            "train/jump/broken.mp4": video_bytes()[:300],
+            "train/_SUCCESS": b"",
+            ".DS_Store": b"x",
+            "_tmp/part.mp4": b"x",
+        },
+    )
+    raw = os.path.join(os.fsencode(src), b"train", b"run", b"caf\xe9.mp4")
+    Path(os.fsdecode(raw)).write_bytes(video_bytes())
+    found = subprocess.run(["find", str(src), "-type", "f"], capture_output=True, check=True)
+    out = str(src / "m")
+    summary = _index(str(src), out, labels="folders")
+    assert summary.objects + summary.skipped == len(found.stdout.splitlines()) == 17
+    assert summary.objects == summary.ok + summary.errors + summary.not_video
+    assert (summary.ok, summary.errors, summary.not_video, summary.skipped) == (8, 3, 3, 3)
+    assert summary.splits == {"train": 8, "val": 2}
+    assert summary.labelled == 10
+    rows = _rows(out)
+    for path in ("train/run/a.jpg", "train/run/a.srt", "train/jump/b.json"):
+        assert (rows[path]["status"], rows[path]["label"], rows[path]["split"]) == ("not_video", None, None)
+    for path in ("train/run/renamed.mp4", "train/jump/notes"):
+        assert (rows[path]["status"], rows[path]["error_code"]) == ("error", "not_video")
+    assert rows["train/run/caf\\udce9.mp4"]["status"] == "ok"
+    assert select(read_manifest(out), "train").num_rows == 5
+    again = _index(str(src), out, update=True)
+    assert (again.probed, again.objects, again.skipped) == (0, summary.objects, summary.skipped)
+    assert (again.ok, again.errors, again.not_video) == (8, 3, 3)
+    dry = _index(str(src), out, update=True, dry_run=True)
+    assert (dry.objects, dry.skipped, dry.to_probe) == (summary.objects, 3, 0)
+
+
+def test_a_label_file_that_names_an_object_takes_it_for_a_video(tmp_path: Path) -> None:
+    src, out = str(tmp_path / "v"), str(tmp_path / "m")
+    put_videos(src, ["a.mp4", "b.mp4"])
+    put(src, {"c.txt": b"text", "d.txt": b"text"})
+    labels = put_text(f"{src}/l.csv", "path,label", "a.mp4,x", "b.mp4,y", "c.txt,x")
+    assert _index(src, out).not_video == 3
+    summary = _index(src, out, labels=labels, update=True)
+    assert (summary.errors, summary.not_video, summary.skipped, summary.probed) == (1, 1, 1, 0)
+    assert _rows(out)["c.txt"]["status"] == "error"
+    put_text(labels, "path,label", "a.mp4,x", "b.mp4,y")
+    summary = _index(src, out, update=True)
+    assert (summary.errors, summary.not_video, summary.probed) == (0, 2, 0)
+
+
+def test_update_looks_again_at_what_an_earlier_version_took_for_a_video(tmp_path: Path) -> None:
+    src, out = str(tmp_path / "v"), str(tmp_path / "m.parquet")
+    put_videos(src, ["a.mp4", "b.mp4"])
+    put(src, {"a.jpg": _picture()})
+    _index(src, out)
+    table = read_manifest(out).drop_columns(["attempts"])
+    status = pa.array(["ok" if s == "not_video" else s for s in table["status"].to_pylist()])
+    table = table.set_column(table.column_names.index("status"), "status", status)
+    write_manifest(table, out, made_from={"src": src, "version": "0.1"})
+    summary = _index(src, out, update=True)
+    assert (summary.probed, summary.unchanged, summary.not_video) == (1, 2, 1)
+
+
+def test_update_keeps_labels_of_heads_that_it_is_not_given(tmp_path: Path) -> None:
+    src, out = str(tmp_path / "v"), str(tmp_path / "m")
+    put_videos(src, ["a.mp4", "b.mp4"])
+    labels = put_text(str(tmp_path / "l.csv"), "path,label,label_scene", "a.mp4,x,in|out", "b.mp4,y,out")
+    _index(src, out, labels=labels)
+    put_text(labels, "path,label", "a.mp4,y", "b.mp4,x")
+    put(src, {"a.mp4": video_bytes(seed=5), "c.mp4": video_bytes(seed=6)})
+    _index(src, out, update=True)
+    rows = _rows(out)
+    assert [rows[p]["label"] for p in ("a.mp4", "b.mp4", "c.mp4")] == ["y", "x", None]
+    assert [rows[p]["label_scene"] for p in ("a.mp4", "b.mp4", "c.mp4")] == [["in", "out"], ["out"], None]
+    table = read_manifest(out)
+    table = table.set_column(table.column_names.index("split"), "split", pa.array(["mine", "other", None]))
+    write_manifest(table, out)  # as another tool writes it
+    summary = _index(src, out, update=True)
+    assert (summary.splits, summary.labelled, summary.probed) == ({"mine": 1, "other": 1}, 2, 0)
+
+
+@pytest.mark.parametrize("column", ["segment", "clip_end_s"])
+def test_update_refuses_to_lose_segments(tmp_path: Path, column: str) -> None:
+    src, out = str(tmp_path / "v"), str(tmp_path / "m")
+    put_videos(src, ["a.mp4"])
+    _index(src, out)
+    table = read_manifest(out)
+    field = table.schema.field(column)
+    write_manifest(table.set_column(table.column_names.index(column), field, pa.array([1], field.type)), out)
+    with pytest.raises(UserError, match="has segments") as caught:
+        _index(src, out, update=True)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_dry_run_writes_nothing(root: str) -> None:
     put_videos(f"{root}/v", ["a.mp4", "b.mp4"])
     summary = _index(f"{root}/v", f"{root}/m", dry_run=True)
@@ -296,7 +413,8 @@ def test_unreadable_object_is_tried_again_on_update(tmp_path: Path) -> None:
     (tmp_path / "v" / "c.mp4").symlink_to(tmp_path / "later.mp4")
     assert _counts(_index(str(tmp_path / "v"), str(tmp_path / "m"))) == (3, 2, 1, 3, 0, 0)
     assert _rows(str(tmp_path / "m"))["c.mp4"]["error_code"] == "not_found"
-    assert _index(str(tmp_path / "v"), str(tmp_path / "m"), update=True).probed == 1
+    again = _index(str(tmp_path / "v"), str(tmp_path / "m"), update=True)
+    assert (again.probed, again.to_retry, again.reasons) == (1, 1, {"not_found": 1})
     put_videos(str(tmp_path), ["later.mp4"])
     assert _counts(_index(str(tmp_path / "v"), str(tmp_path / "m"), update=True)) == (3, 3, 0, 1, 2, 0)
 
@@ -353,6 +471,20 @@ def test_killed_job_leaves_no_manifest_and_no_lock(root: str) -> None:
     with pytest.raises(UserError, match="there is no manifest"):
         read_manifest(f"{root}/m")
     assert _counts(_index(f"{root}/v", f"{root}/m")) == (1, 1, 0, 1, 0, 0)
+
+
+def test_what_ends_so_three_times_is_final_until_asked_for(tmp_path: Path) -> None:
+    src, out = str(tmp_path / "v"), str(tmp_path / "m")
+    put_videos(src, ["a.mp4", "b.mp4"])
+    (tmp_path / "v" / "c.mp4").symlink_to(tmp_path / "later.mp4")
+    for attempts, probed, left in ((1, 3, 1), (2, 1, 1), (3, 1, 0), (3, 0, 0)):
+        summary = _index(src, out, update=attempts > 1)
+        assert (summary.probed, summary.to_retry, summary.errors) == (probed, left, 1)
+        assert _rows(out)["c.mp4"]["attempts"] == attempts
+    put_videos(str(tmp_path), ["later.mp4"])
+    again = _index(src, out, update=True, retry_errors=True)
+    # a link to something else is another object
+    assert (again.probed, again.ok, _rows(out)["c.mp4"]["attempts"]) == (1, 3, 0)
 
 
 def test_progress_is_told_in_plain_lines(root: str, capsys: pytest.CaptureFixture[str]) -> None:

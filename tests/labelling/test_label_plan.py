@@ -64,6 +64,25 @@ def test_errors_of_the_index_are_not_fetched_again(files: OutputFiles) -> None:
     assert (plan.requests, plan.reasons, plan.examples) == (1, {"open_error": 1}, {"open_error": "no video"})
 
 
+def test_what_the_index_could_not_read_is_decoded_and_what_is_no_video_is_left_out(
+    files: OutputFiles,
+) -> None:
+    manifest = manifest_of(
+        {},
+        {"status": "error", "error_code": "timeout", "error": "not done after 60 s"},
+        {"status": "not_video", "error_code": "not_video", "error": "no video: text"},
+    )
+    plan = make_plan([manifest], [Published.of([])], files, "_plan")
+    assert [row["key"] for row in requests_of(plan, files)] == manifest["key"].to_pylist()[:2]
+    assert (plan.objects, plan.rows, plan.known_errors) == (2, 2, [])
+    # Without a duration there are no windows to decode: the row says so, until the manifest knows it.
+    windows = Windows(window_s=2, stride_s=1)
+    (errors,) = make_plan(
+        [manifest.slice(1)], [Published.of([])], files, "_plan", windows=windows
+    ).known_errors
+    assert read_shard(files.read(errors.name))["error_code"].to_pylist() == ["timeout"]
+
+
 def test_each_model_gets_what_it_lacks(files: OutputFiles) -> None:
     manifest = manifest_of({}, {}, {})
     rows = [

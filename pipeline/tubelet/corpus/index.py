@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -13,31 +14,19 @@ from pydantic import Field
 
 from tubelet import storage
 from tubelet._version import __version__
-from tubelet.config import Option, Settings, UserError
-from tubelet.corpus.earlier import Earlier, check_output
+from tubelet.config import Option, Settings
+from tubelet.corpus.earlier import RULES, Earlier, check_output
 from tubelet.corpus.labels import FOLDERS, load_labels
-from tubelet.corpus.listing import Listing, in_batches, list_corpus
-from tubelet.corpus.manifest import manifest_writer, schema_with
-from tubelet.corpus.probing import Prober, default_workers
+from tubelet.corpus.listing import Listing, Row, RowFile, in_batches, list_corpus
+from tubelet.corpus.manifest import is_label_column, label_columns, manifest_writer, schema_with
+from tubelet.corpus.probing import Prober, default_workers, judge
 from tubelet.corpus.splits import parse_split, split_column_of
+from tubelet.corpus.tally import IndexTally
+from tubelet.error_rate import MaxErrorRate
 from tubelet.progress import ProgressLine
 from tubelet.storage import DEFAULT_OPTIONS, ObjectInfo, StorageOptions
-from tubelet.storage.lock import OutputLock
-from tubelet.storage.opener import ObjectOpener
-from tubelet.video import ErrorCode
-
-# If none of so many objects can be read, the fault is the store's or ours: end the job, not ten hours later.
-_ENOUGH = 200
-# Of all of the first objects: the fault is not in the videos.
-_UNREADABLE = frozenset(
-    {
-        ErrorCode.NOT_FOUND,
-        ErrorCode.DENIED,
-        ErrorCode.CHANGED,
-        ErrorCode.IO_ERROR,
-        ErrorCode.INTERNAL_ERROR,
-    }
-)
+from tubelet.storage.lock import OutputLock, lock_folder
+from tubelet.video import TRANSIENT, Status
 
 
 class IndexConfig(Settings):
@@ -60,6 +49,10 @@ class IndexConfig(Settings):
     """Bring an existing manifest up to date; opens only what changed."""
     workers: Annotated[int | None, Option(), Field(ge=1, le=256)] = None
     """Videos opened at once (default: twice the cores)."""
+    retry_errors: Annotated[bool, Option()] = False
+    """With --update: open all objects again that had an error, whatever the error."""
+    max_error_rate: Annotated[MaxErrorRate, Option()] = 0.2
+    """End when more of the last thousand failed for the store's or the machine's doing."""
     deadline_s: float = Field(default=60.0, gt=0)
     """Seconds a video may take to probe, before it counts as an error."""
     options: StorageOptions = DEFAULT_OPTIONS
@@ -73,23 +66,36 @@ class IndexSummary:
     """What an index job did.
 
     Attributes:
-        objects: objects there are now, of which ``ok`` are usable videos and ``errors`` are not.
+        out: where the manifest lies.
+        objects: objects there are now: ``ok`` usable videos, ``errors`` others, and ``not_video``, which
+            content and name say are something else.
         probed: objects opened by this job; ``unchanged`` were taken over from the manifest before.
         removed: objects that are gone since then (their rows stay, with status ``gone``).
-        labelled: objects with a label.
-        splits: objects by split.
+        labelled: videos with a label.
+        splits: videos by split.
+        skipped: objects that do not count: hidden names, what ``include`` leaves out, the label file.
+        to_retry: errors of the store's or the machine's doing; the next update tries them again.
+        reasons: errors by code.
+        skipped_by: ``skipped`` by the reason.
         to_probe: objects a dry run would have opened.
+        dry_run: nothing was written; labels and splits are those of all objects.
+        warnings: what the user should know.
     """
 
     out: str
     objects: int
     ok: int
     errors: int
+    not_video: int
+    skipped: int
     probed: int
     unchanged: int
     removed: int
     labelled: int
     splits: dict[str, int]
+    to_retry: int
+    reasons: dict[str, int]
+    skipped_by: dict[str, int]
     to_probe: int = 0
     dry_run: bool = False
     warnings: list[str] = field(default_factory=list)
@@ -122,19 +128,17 @@ class _Index:
 
     def run(self) -> IndexSummary:
         exists = check_output(self.out, update=self.config.update)
-        with (
-            nullcontext()
-            if self.config.dry_run
-            else OutputLock(self.out, options=self.config.options) as lock
-        ):
-            earlier = Earlier(self.out if exists else None)
+        config = self.config
+        with nullcontext() if config.dry_run else OutputLock(self.out, options=config.options) as lock:
+            earlier = Earlier(self.out if exists else None, retry_errors=config.retry_errors)
             self._remember(earlier.made_from)
             with self._list() as listing:
                 earlier.compare(listing, self.src)
-                counts = _Counts()
-                if lock is not None:
-                    self._write(listing, earlier, counts, lock)
-                return self._summary(listing, earlier, counts)
+                if lock is None:
+                    return self._summary(listing, earlier, None)
+                tally = IndexTally(self.src, self.config.max_error_rate)
+                self._write(listing, earlier, tally, lock)
+                return self._summary(listing, earlier, tally)
 
     def _remember(self, known: dict[str, Any]) -> None:
         """An update that names no labels, split or include goes by those the manifest was made with."""
@@ -159,6 +163,7 @@ class _Index:
                         split,
                         include=config.include,
                         leave_out=self._is_ours,
+                        is_label_file=self._is_label_file,
                         on_objects=line.advance,
                     )
                 )
@@ -172,53 +177,84 @@ class _Index:
         same = storage.is_remote(self.src) and self.src.split("/")[2] == labels.split("/")[2]
         return self.config.options if same else DEFAULT_OPTIONS
 
-    def _is_ours(self, info: ObjectInfo) -> bool:
-        """The label file and the manifest may lie among the videos, but are none of the corpus."""
+    def _is_label_file(self, info: ObjectInfo) -> bool:
+        """It may lie among the videos, but is none of the corpus."""
         labels = self.config.labels
-        if labels not in (None, FOLDERS) and info.uri == storage.normalise_uri(str(labels)):
-            return True
-        return info.uri == self.out or info.uri.startswith(self.out + "/")
+        return labels not in (None, FOLDERS) and info.uri == storage.normalise_uri(str(labels))
 
-    def _write(self, listing: Listing, earlier: Earlier, counts: _Counts, lock: OutputLock) -> None:
-        if earlier.first_to_probe is not None:
-            self._check_readable(earlier.first_to_probe)
-        schema = schema_with(listing.heads)
+    def _is_ours(self, info: ObjectInfo) -> bool:
+        """So may the manifest and its lock."""
+        folders = (self.out, lock_folder(self.out))
+        return info.uri == self.out or info.uri.startswith(tuple(f"{folder}/" for folder in folders))
+
+    def _write(self, listing: Listing, earlier: Earlier, tally: IndexTally, lock: OutputLock) -> None:
+        kept = earlier.kept_columns(self.config.labels, listing.heads, self.config.split)
+        heads = listing.heads | {n: pa.types.is_list(t) for n, t in kept.items() if is_label_column(n)}
+        schema = schema_with(heads)
         workers = min(self.config.workers or default_workers(), max(earlier.to_probe, 1))
+        self._heads = label_columns(schema)
+        columns = [schema.field(n) for n in [*kept, "attempts"] if n not in listing.schema.names]
+        again = listing.row_file("again", *columns)
         with (
             Prober(workers, self.config.options, self.config.deadline_s) as prober,
             manifest_writer(self.out, schema, made_from=self._made_from()) as write,
         ):
             with ProgressLine("indexing", earlier.to_probe, "videos") as line:
-                done = prober.map(earlier.pair(listing), lambda pair: self._row(*pair, prober))
-                for rows in in_batches(counts.watch(done, line)):
+                pairs = prober.map(earlier.pair(listing, kept), lambda pair: self._row(*pair, prober))
+                for rows in in_batches(self._first_pass(pairs, again, tally, line)):
                     write(pa.Table.from_pylist(rows, schema=schema))
-            counts.check()
+            tally.check_readable()
+            if again.rows:
+                with ProgressLine("trying again", again.rows, "videos") as line:
+                    waiting = (row for rows in again.batches() for row in rows)
+                    probed = prober.map(waiting, lambda row: self._row(row, False, prober)[0])
+                    for rows in in_batches(self._second_pass(probed, tally, line)):
+                        write(pa.Table.from_pylist(rows, schema=schema))
             for table in earlier.gone(schema):
                 write(table)
             lock.check()
 
-    def _row(
-        self, row: dict[str, Any], reused: dict[str, Any] | None, prober: Prober
-    ) -> tuple[dict[str, Any], bool]:
-        """The manifest's row of an object, and whether it had to be opened."""
-        if reused is not None:
-            return {**row, **reused}, False
-        info = ObjectInfo(row["uri"], row["path"], row["etag"], row["size"])
-        return {**row, **prober.probe(info), "indexed_at": self.now}, True
+    def _first_pass(
+        self, rows: Iterator[tuple[Row, bool]], again: RowFile, tally: IndexTally, line: ProgressLine
+    ) -> Iterator[Row]:
+        """Rows that are final; what failed in passing waits in ``again``."""
+        for row, probed in rows:
+            if probed:
+                tally.watch(row)
+                line.advance(1, errors=tally.errors)
+                if row["error_code"] in TRANSIENT:
+                    again.add(row)
+                    continue
+            yield self._final(row, tally)
 
-    def _check_readable(self, row: dict[str, Any]) -> None:
-        """A listing that is allowed while reading is not would make an error of every object."""
-        if not storage.is_remote(self.src):
-            return
-        try:
-            ObjectOpener(row["uri"], row["size"], row["etag"], self.config.options)().read(1)
-        except PermissionError as error:
-            raise UserError(
-                f"the objects under {self.src} can be listed, but not read: {error}\n"
-                "give the credentials the right to read (s3:GetObject)"
-            ) from error
-        except OSError:
-            pass  # this one object; it becomes a row
+    def _second_pass(self, rows: Iterator[Row], tally: IndexTally, line: ProgressLine) -> Iterator[Row]:
+        failed: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        for row in rows:
+            code = row["error_code"]
+            if code in TRANSIENT:
+                row["attempts"] += 1
+                failed[code] += 1
+                examples.setdefault(code, row["error"])
+            yield self._final(row, tally)
+            line.advance(1, errors=tally.errors)
+        tally.judge(failed, examples)
+
+    def _final(self, row: Row, tally: IndexTally) -> Row:
+        if row["error_code"] not in TRANSIENT:
+            row["attempts"] = 0
+        if row["status"] == Status.NOT_VIDEO:  # it is none of any class or split
+            row |= dict.fromkeys([*self._heads, "split", "group"])
+        tally.count(row, self._heads)
+        return row
+
+    def _row(self, row: Row, known: bool, prober: Prober) -> tuple[Row, bool]:
+        """The manifest's row of an object, and whether it had to be opened."""
+        if not known:
+            info = ObjectInfo(row["uri"], row["path"], row["etag"], row["size"])
+            row = {**row, **prober.probe(info), "indexed_at": self.now}
+        row["status"] = judge(row, named=row["named"])
+        return row, not known
 
     def _made_from(self) -> dict[str, Any]:
         config = self.config
@@ -231,56 +267,27 @@ class _Index:
             "split": config.split,
             "include": config.include,
             "version": __version__,
+            "rules": RULES,
         }
 
-    def _summary(self, listing: Listing, earlier: Earlier, counts: _Counts) -> IndexSummary:
+    def _summary(self, listing: Listing, earlier: Earlier, tally: IndexTally | None) -> IndexSummary:
+        found = tally or IndexTally(self.src, self.config.max_error_rate)
         return IndexSummary(
             out=self.out,
             objects=listing.objects,
-            ok=counts.ok,
-            errors=counts.errors,
-            probed=counts.probed,
+            ok=found.ok,
+            errors=found.errors,
+            not_video=found.not_video,
+            skipped=listing.skipped.total(),
+            probed=found.probed,
             unchanged=earlier.unchanged,
             removed=earlier.removed,
-            labelled=listing.labelled,
-            splits=dict(sorted(listing.by_split.items())),
+            labelled=listing.labelled if tally is None else tally.labelled,
+            splits=dict(sorted((listing if tally is None else tally).by_split.items())),
+            to_retry=found.to_retry,
+            reasons=dict(found.reasons.most_common()),
+            skipped_by=dict(listing.skipped.most_common()),
             to_probe=earlier.to_probe,
             dry_run=self.config.dry_run,
             warnings=listing.warnings,
         )
-
-
-@dataclass
-class _Counts:
-    ok: int = 0
-    errors: int = 0
-    probed: int = 0
-    unreadable: int = 0
-    failure: str = ""
-
-    def watch(
-        self, rows: Iterator[tuple[dict[str, Any], bool]], line: ProgressLine
-    ) -> Iterator[dict[str, Any]]:
-        """Pass rows on, counting them."""
-        for row, probed in rows:
-            failed = row["status"] != "ok"
-            self.ok += not failed
-            self.errors += failed
-            self.probed += probed
-            if probed and row["error_code"] in _UNREADABLE:
-                self.unreadable += 1
-                self.failure = self.failure or f"{row['error_code']}: {row['error']}"
-            line.advance(int(probed), errors=self.errors)
-            if self.probed == _ENOUGH:
-                self.check()
-            yield row
-
-    def check(self) -> None:
-        """Raises:
-        UserError: nothing at all could be read, so the fault is not in the videos.
-        """
-        if self.probed > 1 and self.unreadable == self.probed:
-            raise UserError(
-                f"none of the first {self.probed} objects could be read: {self.failure}\n"
-                "this is not the videos' fault: check the network and the right to read, then run this again"
-            )

@@ -16,11 +16,19 @@ Value = str | list[str] | None
 
 @dataclass(frozen=True)
 class LabelRow:
-    """What is known of one video: values by label column, its group, and the column that splits go by."""
+    """What is known of one video.
+
+    Attributes:
+        values: labels by label column.
+        group: the person or the scene.
+        split: the cell of the column that splits go by.
+        named: a row of a label file names the object, so people take it for a video.
+    """
 
     values: dict[str, Value] = field(default_factory=dict)
     group: str | None = None
     split: str | None = None
+    named: bool = field(default=False, compare=False)
 
 
 NO_LABELS = LabelRow()

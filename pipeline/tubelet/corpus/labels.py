@@ -129,7 +129,7 @@ class FileLabels:
             raise UserError(f"{self.uri}, {place}: neither path nor uri is given")
         values = {name: _value(cells.get(name), many) for name, many in self.heads.items()}
         split = _text(cells.get(self._split_cells)) if self._split_cells else None
-        row = LabelRow(values, _text(cells.get("group")), split)
+        row = LabelRow(values, _text(cells.get("group")), split, named=True)
         names = [(self._by_path, path)] if path else []
         if uri:
             names.append((self._by_uri, storage.normalise_uri(uri)))

@@ -25,29 +25,84 @@ from tubelet.storage import ObjectInfo, StorageOptions
 _BATCH_ROWS = 2000
 _COLUMNS = ("key", "segment", "uri", "path", "etag", "size", "split", "group")
 
+Row = dict[str, Any]
+
+
+class RowFile:
+    """Rows on local disk, so that memory does not grow with their number: all written, then read."""
+
+    def __init__(self, file: Path, schema: pa.Schema) -> None:
+        self._file, self._schema = file, schema
+        self._writer: pa.ipc.RecordBatchStreamWriter | None = None
+        self._waiting: list[Row] = []
+        self._closed = False
+        self.rows = 0
+
+    def add(self, row: Row) -> None:
+        """One more row; columns that the schema lacks are left out."""
+        self.rows += 1
+        self._waiting.append(row)
+        if len(self._waiting) == _BATCH_ROWS:
+            self._flush()
+
+    def batches(self) -> Iterator[list[Row]]:
+        """All rows in the order they came in, a bounded number at a time; no more can be added."""
+        self._flush()
+        if self._writer is None:
+            return
+        if not self._closed:
+            self._writer.close()
+            self._closed = True
+        with pa.memory_map(str(self._file)) as source:
+            for batch in pa.ipc.open_stream(source):
+                yield batch.to_pylist()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        if self._writer is None:
+            self._writer = pa.ipc.new_stream(str(self._file), self._schema)
+        self._writer.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=self._schema))
+        self._waiting = []
+
 
 class Listing:
     """The objects of a corpus on local disk, in batches of rows.
 
     Attributes:
+        schema: the columns of the rows.
+        heads: the label columns, and whether each is multi-label.
         objects, labelled: how many there are, and how many have a label in some head.
         by_split: objects by split.
-        heads: the label columns, and whether each is multi-label.
+        skipped: objects that do not count, by the reason.
+        warnings: what the labels and the splits had to say.
     """
 
-    def __init__(self, file: Path, heads: dict[str, bool]) -> None:
-        self._file = file
+    def __init__(self, folder: Path, schema: pa.Schema, heads: dict[str, bool]) -> None:
+        self._folder, self.schema = folder, schema
+        self._rows = self.row_file("listing")
         self.heads = heads
         self.objects = 0
         self.labelled = 0
         self.by_split: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
         self.warnings: list[str] = []
 
-    def batches(self) -> Iterator[list[dict[str, Any]]]:
+    def row_file(self, name: str, *columns: pa.Field) -> RowFile:
+        """An empty file of rows with the columns of the listing and ``columns``, which lives as long."""
+        return RowFile(self._folder / f"{name}.arrow", pa.schema([*self.schema, *columns]))
+
+    def add(self, row: Row) -> None:
+        """One more object."""
+        self.objects += 1
+        self.labelled += any(row[head] for head in self.heads)
+        if row["split"] is not None:
+            self.by_split[row["split"]] += 1
+        self._rows.add(row)
+
+    def batches(self) -> Iterator[list[Row]]:
         """The rows, a bounded number at a time."""
-        with pa.memory_map(str(self._file)) as source:
-            for batch in pa.ipc.open_stream(source):
-                yield batch.to_pylist()
+        return self._rows.batches()
 
 
 @contextmanager
@@ -59,26 +114,43 @@ def list_corpus(
     *,
     include: str | None = None,
     leave_out: Callable[[ObjectInfo], bool] = lambda info: False,
+    is_label_file: Callable[[ObjectInfo], bool] = lambda info: False,
     on_objects: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Listing]:
     """List ``src``, label and split what is there; the listing lives as long as the block.
 
     Args:
-        leave_out: objects that are none of the corpus (the label file, the output).
+        src: what to list.
+        options: how to reach the store.
+        labels: where labels come from.
+        split: assigns splits.
+        include: a glob; what it does not match is skipped.
+        leave_out: objects that are the job's own output: not even counted.
+        is_label_file: a label file among the videos is skipped.
         on_objects: told how many more were listed, for the progress.
+
+    Yields:
+        The listing.
 
     Raises:
         UserError: nothing is left to index, or the labels or the split fit nothing.
     """
     with TemporaryDirectory(prefix="tubelet-") as folder:
-        listing = Listing(Path(folder) / "listing.arrow", labels.heads)
-        found = storage.list_objects(src, options, include)
-        objects = (info for info in found if not leave_out(info))
-        schema = _schema(labels)
-        with pa.ipc.new_stream(str(listing._file), schema) as writer:
-            for rows in in_batches(_row(info, labels, split, listing) for info in objects):
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
-                on_objects(len(rows))
+        listing = Listing(Path(folder), _schema(labels), labels.heads)
+
+        def skip(info: ObjectInfo) -> None:
+            if not leave_out(info):
+                why = "names and folders with `.` or `_`" if storage.is_hidden(info.path) else "--include"
+                listing.skipped[why] += 1
+
+        for info in storage.list_objects(src, options, include, on_skipped=skip):
+            if is_label_file(info):
+                listing.skipped["the label file"] += 1
+            elif not leave_out(info):
+                listing.add(_row(info, labels, split))
+                if listing.objects % _BATCH_ROWS == 0:
+                    on_objects(_BATCH_ROWS)
+        on_objects(listing.objects % _BATCH_ROWS)
         if not listing.objects:
             raise _nothing_listed(src, include)
         listing.warnings += labels.check() + split.check(dict(listing.by_split))
@@ -87,16 +159,13 @@ def list_corpus(
 
 def _schema(labels: Labels) -> pa.Schema:
     full = schema_with(labels.heads)
-    return pa.schema([full.field(name) for name in full.names if name in _COLUMNS or name in labels.heads])
+    columns = [full.field(name) for name in full.names if name in _COLUMNS or name in labels.heads]
+    return pa.schema([*columns, pa.field("named", pa.bool_())])
 
 
-def _row(info: ObjectInfo, labels: Labels, split: SplitRule, listing: Listing) -> dict[str, Any]:
+def _row(info: ObjectInfo, labels: Labels, split: SplitRule) -> Row:
     key, known = key_of(info.path), labels.lookup(info)
     assigned = split.assign(key, info.path, known)
-    listing.objects += 1
-    listing.labelled += any(known.values.values())
-    if assigned.split is not None:
-        listing.by_split[assigned.split] += 1
     return {
         "key": key,
         "segment": 0,
@@ -107,12 +176,13 @@ def _row(info: ObjectInfo, labels: Labels, split: SplitRule, listing: Listing) -
         **{head: known.values.get(head) for head in labels.heads},
         "split": assigned.split,
         "group": assigned.group,
+        "named": known.named,
     }
 
 
-def in_batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     """Lists of at most 2,000 rows."""
-    batch: list[dict[str, Any]] = []
+    batch: list[Row] = []
     for row in rows:
         batch.append(row)
         if len(batch) == _BATCH_ROWS:

@@ -30,8 +30,9 @@ from tubelet.config import UserError
 from tubelet.corpus.digests import digests
 from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
 from tubelet.storage.pinned import ParquetSource, checked, open_pinned, retry_if_changed
+from tubelet.video import Status
 
-STATUSES = ("ok", "error", "gone")
+STATUSES = tuple(Status)
 # Readers need these; any other column of the schema is filled with nulls where a manifest lacks it.
 REQUIRED = ("key", "uri", "path", "etag", "size", "status")
 
@@ -45,6 +46,8 @@ _BEFORE_LABELS = [
     ("status", pa.string()),
     ("error_code", pa.string()),
     ("error", pa.string()),
+    # Runs in a row that ended in a failure which is no verdict on the content; 0 for all else.
+    ("attempts", pa.int32()),
 ]
 _AFTER_LABELS = [
     ("split", pa.string()),
@@ -282,7 +285,7 @@ def _conform(table: pa.Table, root: str) -> pa.Table:
     if set(REQUIRED) <= set(table.column_names):
         for field in SCHEMA:
             if field.name not in table.column_names:
-                zero = pa.scalar(0, pa.int32()) if field.name == "segment" else pa.scalar(None, field.type)
+                zero = pa.scalar(0 if field.name in ("segment", "attempts") else None, field.type)
                 table = table.append_column(field, pa.repeat(zero, table.num_rows))
     return _with_absolute_uris(table)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from tubelet.config import usable_cores
+from tubelet.config import UserError, usable_cores
 from tubelet.storage import ObjectInfo, StorageOptions
 from tubelet.storage.opener import ObjectOpener
-from tubelet.video import DecodeError, DecoderStartError, ErrorCode, Limits, Sandbox, VideoInfo
+from tubelet.video import DecodeError, DecoderStartError, ErrorCode, Limits, Sandbox, Status, VideoInfo
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,6 +20,13 @@ R = TypeVar("R")
 _MESSAGE_CHARS = 500
 # Requests to S3 are waited for, so probing pays beyond the number of cores; each worker costs a process.
 _MOST_WORKERS = 32
+_EXTENSION = re.compile(r"\.([a-z0-9]{1,8})", re.IGNORECASE)
+# Names that promise a video. An animated GIF, WebP or AVIF is one as well, but such a name promises none.
+_VIDEO_EXTENSIONS = re.compile(
+    r"3g2|3gp|amv|asf|avi|av1|divx|dv|f4v|flv|h26[1345]|hevc|ivf|m[12]v|m2ts?|m4v|mjpe?g|mk3d|mkv|mod|mov|"
+    r"mp2v|mp4|mpe?g?|mpv|mts|mxf|nut|obu|og[mv]|qt|rmvb|rm|swf|tod|ts|vob|vro|webm|wmv|y4m",
+    re.IGNORECASE,
+)
 
 
 def default_workers() -> int:
@@ -31,6 +39,7 @@ class Prober:
 
     Args:
         workers: objects probed at once; each worker has a decode process of its own.
+        options: how to reach the store.
         deadline_s: seconds one object may take.
     """
 
@@ -67,13 +76,25 @@ class Prober:
     def probe(self, info: ObjectInfo) -> dict[str, Any]:
         """The columns ``status`` to ``keyframes_s`` of one object; an error is a row, never an exception.
 
+        What is recognised as no video has the code ``not_video`` (see :func:`judge`).
+
         Raises:
             DecoderStartError: this machine cannot start a decoder.
+            UserError: the store takes the credentials for no object.
         """
         opener = ObjectOpener(info.uri, info.size_bytes, info.etag, self._options)
         try:
-            return describe(self._sandbox().probe(opener))
+            found = self._sandbox().probe(opener)
+            return (
+                failed(ErrorCode.NOT_VIDEO, "no video: one still picture") if found.still else describe(found)
+            )
         except DecodeError as error:
+            if error.code == ErrorCode.CREDENTIALS:
+                raise UserError(
+                    f"{error}\nnothing was written: mend it, then run the same command"
+                ) from error
+            if error.content is not None and (info.size_bytes or not promises_video(info.path)):
+                return failed(ErrorCode.NOT_VIDEO, f"no video: {error.content}")
             return failed(error.code, str(error))
         except DecoderStartError:
             raise  # no object's fault: without a decoder there is nothing to say of any
@@ -93,9 +114,30 @@ def describe(info: VideoInfo) -> dict[str, Any]:
     names = ("codec", "width", "height", "rotation", "fps", "vfr", "frames", "duration_s", "start_s")
     columns: dict[str, Any] = {name: getattr(info, name) for name in names}
     keyframes = None if info.keyframes_s is None else list(info.keyframes_s)
-    return {"status": "ok", "error_code": None, "error": None, **columns, "keyframes_s": keyframes}
+    return {"status": Status.OK, "error_code": None, "error": None, **columns, "keyframes_s": keyframes}
 
 
 def failed(code: str, message: str) -> dict[str, Any]:
     """The manifest's columns of an object that cannot be used."""
-    return {"status": "error", "error_code": code, "error": " ".join(message.split())[:_MESSAGE_CHARS]}
+    return {"status": Status.ERROR, "error_code": code, "error": " ".join(message.split())[:_MESSAGE_CHARS]}
+
+
+def promises_video(path: str) -> bool:
+    """Whether a name lets one expect a video: it has the extension of one, or none."""
+    name = path.rpartition("/")[2]
+    found = _EXTENSION.fullmatch(name, max(name.rfind("."), 0))
+    return found is None or bool(_VIDEO_EXTENSIONS.fullmatch(found[1]))
+
+
+def judge(row: Mapping[str, Any], *, named: bool) -> Status:
+    """The status of a row that was probed, now or earlier.
+
+    What is recognised as no video is no error either, unless its name or a label file takes it for a video.
+
+    Args:
+        row: the manifest's row.
+        named: a label file names the object.
+    """
+    if row["error_code"] == ErrorCode.NOT_VIDEO:
+        return Status.ERROR if named or promises_video(row["path"]) else Status.NOT_VIDEO
+    return Status(row["status"])

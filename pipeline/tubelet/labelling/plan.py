@@ -20,7 +20,7 @@ from tubelet.inference.published import Published
 from tubelet.inference.schema import REQUEST_SCHEMA
 from tubelet.inference.workers import Reader
 from tubelet.labelling.windows import Windows
-from tubelet.video import Status
+from tubelet.video import TRANSIENT, Status
 
 # Rows for what the index found broken: no worker sees them.
 _KNOWN_ERROR_SCHEMA = pa.schema(
@@ -120,7 +120,7 @@ def make_plan(
         candidates = list(_candidates(rows, windows))
         keys.append(np.unique(digests([row["key"] for row in candidates])))
         for row in _left(candidates, published, plan, retry_errors):
-            if row["status"] == Status.ERROR:
+            if row["status"] == Status.ERROR and (windows is not None or row["error_code"] not in TRANSIENT):
                 _note_error(plan, row)
                 errors.add(row)
                 continue
@@ -150,7 +150,7 @@ def _note_error(plan: Plan, row: Mapping[str, Any]) -> None:
 def _candidates(rows: list[dict[str, Any]], windows: Windows | None) -> Iterator[dict[str, Any]]:
     """One request per manifest row, or one per window; segments of one object are its windows."""
     for row in rows:
-        if row["status"] == Status.GONE:
+        if row["status"] in (Status.GONE, Status.NOT_VIDEO):
             continue
         row["etag"] = row["etag"] or ""
         row["size"] = -1 if row["size"] is None else row["size"]

@@ -88,7 +88,15 @@ def _manifest(config: LabelConfig, out: str, options: StorageOptions) -> str:
         made = storage.join(out, "_manifest")
         update = storage.exists(made, options)
         index_corpus(
-            IndexConfig(src=source, out=made, include=config.include, update=update, options=options)
+            IndexConfig(
+                src=source,
+                out=made,
+                include=config.include,
+                update=update,
+                retry_errors=config.retry_errors,
+                max_error_rate=config.max_error_rate,
+                options=options,
+            )
         )
         source = made
     elif config.include is not None:

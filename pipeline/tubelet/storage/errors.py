@@ -33,6 +33,9 @@ class StoreUnavailableError(ConnectionError, UserError):
 class CredentialsError(PermissionError, UserError):
     """No credentials, or such that the store does not take (wrong, expired): no object can be read."""
 
+    error_code = "credentials"
+    """Of the row that reads it, as of :class:`ObjectChangedError`."""
+
 
 class DeniedError(PermissionError, UserError):
     """The credentials are good, but do not give access to this object or bucket."""

@@ -14,6 +14,8 @@ class Status(StrEnum):
     """The video can be used; in predictions: it has an answer."""
     ERROR = "error"
     """It cannot, and ``error_code`` and ``error`` say why."""
+    NOT_VIDEO = "not_video"
+    """Of a manifest: content and name say that it is something else."""
     GONE = "gone"
     """Of a manifest: the object is no longer in the listing."""
 
@@ -25,12 +27,16 @@ class ErrorCode(StrEnum):
     """The object is gone."""
     DENIED = "denied"
     """The store, or the file system, forbids reading it."""
+    CREDENTIALS = "credentials"
+    """The store does not take the credentials (none, wrong, expired), so no object can be read."""
     CHANGED = "changed"
     """Its content is no longer that of the etag that was asked for."""
     IO_ERROR = "io_error"
     """It could not be read: the network or the store failed."""
     BAD_URI = "bad_uri"
     """Its address is malformed, or of a kind of store that is not known."""
+    NOT_VIDEO = "not_video"
+    """Recognised as something else: a still, text, an archive, sound alone."""
     OPEN_ERROR = "open_error"
     """No container that FFmpeg can read."""
     NO_VIDEO_STREAM = "no_video_stream"
@@ -63,6 +69,7 @@ TRANSIENT = frozenset(
     {
         ErrorCode.NOT_FOUND,
         ErrorCode.DENIED,
+        ErrorCode.CREDENTIALS,
         ErrorCode.CHANGED,
         ErrorCode.IO_ERROR,
         ErrorCode.OUT_OF_MEMORY,

@@ -1,0 +1,116 @@
+"""What an index job found, and when that shows that the fault is not in the videos."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from tubelet.config import UserError
+from tubelet.corpus.earlier import to_retry
+from tubelet.error_rate import ErrorRate
+from tubelet.video import TRANSIENT, ErrorCode, Status
+
+# If all of the first so many objects are denied, so will be the others.
+_DENIED = 20
+# If none of so many objects can be read, the fault is the store's or ours: end the job, not ten hours later.
+_ENOUGH = 200
+# Failures that say that an object was not read at all.
+_UNREADABLE = frozenset(
+    {
+        ErrorCode.NOT_FOUND,
+        ErrorCode.DENIED,
+        ErrorCode.CHANGED,
+        ErrorCode.IO_ERROR,
+        ErrorCode.INTERNAL_ERROR,
+    }
+)
+
+
+class IndexTally:
+    """Counts rows as they become final, and watches those that were opened for outages.
+
+    Args:
+        src: the corpus, for messages.
+        max_error_rate: the share of the last thousand opened objects that may fail for the store's or the
+            machine's doing. A verdict on a file is what a manifest is for and counts in no rate.
+
+    Attributes:
+        ok, errors, not_video: rows by status.
+        to_retry: errors that the next update tries again.
+        probed: objects that were opened.
+        labelled: videos, usable or not, that have a label in some head.
+        by_split: these by split.
+        reasons: errors by code.
+    """
+
+    def __init__(self, src: str, max_error_rate: float) -> None:
+        self.ok = self.errors = self.not_video = self.to_retry = self.probed = self.labelled = 0
+        self.by_split: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self._src = src
+        self._rate = ErrorRate(
+            max_error_rate, "Nothing was written: see to the store or the machine, then run the same command"
+        )
+        self._seen = self._denied = self._unreadable = 0
+        self._failure = ""
+
+    def watch(self, row: dict[str, Any]) -> None:
+        """An object was opened.
+
+        Raises:
+            UserError: the first objects could not be read, or too many of the last thousand failed in a way
+                that is not the files' doing.
+        """
+        code = row["error_code"]
+        self.probed += 1
+        if row["status"] == Status.NOT_VIDEO:
+            return
+        self._seen += 1
+        self._denied += code == ErrorCode.DENIED
+        if code in _UNREADABLE:
+            self._unreadable += 1
+            self._failure = self._failure or f"{code}: {row['error']}"
+        if self._denied == self._seen == _DENIED:
+            raise UserError(
+                f"the objects under {self._src} can be listed, but not read: {row['error']}\n"
+                "give the credentials the right to read (s3:GetObject)"
+            )
+        if self._seen == _ENOUGH:
+            self.check_readable()
+        self._rate.see(code if code in TRANSIENT else None, row["error"])
+
+    def check_readable(self) -> None:
+        """After the first pass over the objects.
+
+        Raises:
+            UserError: nothing at all could be read, so the fault is not in the videos.
+        """
+        if self._seen > 1 and self._unreadable == self._seen:
+            raise UserError(
+                f"none of the first {self._seen} objects could be read: {self._failure}\n"
+                "this is not the videos' fault: check the network and the right to read, then run this again"
+            )
+
+    def count(self, row: dict[str, Any], heads: list[str]) -> None:
+        """A row is final for this run."""
+        status, code = row["status"], row["error_code"]
+        if status == Status.NOT_VIDEO:
+            self.not_video += 1
+            return
+        self.labelled += any(row[head] for head in heads)
+        if row["split"] is not None:
+            self.by_split[row["split"]] += 1
+        if status == Status.OK:
+            self.ok += 1
+            return
+        self.errors += 1
+        self.reasons[code] += 1
+        self.to_retry += to_retry(code, row["attempts"])
+
+    def judge(self, failed: Counter[str], examples: dict[str, str]) -> None:
+        """All is done: ``failed`` counts, by code, the objects opened in this run that failed in passing.
+
+        Raises:
+            UserError: a job of less than a thousand objects had too many of them.
+        """
+        self._rate.judge(self._seen, failed, examples)
