@@ -194,7 +194,7 @@ def test_a_killed_driver_s_run_ends_as_killed_with_all_it_logged(database: str, 
     assert steps_of(database, run_id, "loss") == list(range(10))
 
 
-def test_the_guard_leaves_a_resumed_run_alone(database: str, tmp_path: Path) -> None:
+def test_the_watchdog_leaves_a_resumed_run_alone(database: str, tmp_path: Path) -> None:
     driver, run_id = start_driver(database, tmp_path, "flush")
     os.kill(driver.pid, signal.SIGSTOP)  # so that the resume is first, as when a node hangs
     resumed = start(database, run_id=run_id)
@@ -203,7 +203,7 @@ def test_the_guard_leaves_a_resumed_run_alone(database: str, tmp_path: Path) -> 
     owner = run_of(database, run_id).data.tags[OWNER_TAG]
     resumed.log_metrics({"loss": 2.0}, 10)
     assert resumed.flush()
-    time.sleep(8)  # the guard starts Python and MLflow before it looks
+    time.sleep(8)  # the watchdog starts Python and MLflow before it looks
     run = run_of(database, run_id)
     assert (run.info.status, run.data.tags[OWNER_TAG]) == ("RUNNING", owner)
     resumed.finish()
