@@ -13,6 +13,14 @@ _H265_SLICES = range(32)
 _SEI_RECOVERY_POINT = 6
 
 
+# Codecs in which every packet stands alone, so that decode order is presentation order.
+INTRA_ONLY = frozenset(
+    {"mjpeg", "prores", "dnxhd", "huffyuv", "ffvhuff", "utvideo", "rawvideo", "png", "jpeg2000"}
+)
+# Codecs whose decoders complain of a picture that lacks what it refers to: a false entry point is found out.
+_COMPLAINING = frozenset({"av1", "vvc"})
+
+
 def nal_units(codec: Any, data: bytes) -> list[bytes]:
     """The NAL units of a packet, without start codes or lengths."""
     prefix = _prefix_bytes(codec.name, codec.extradata or b"")
@@ -42,17 +50,65 @@ def is_entry_point(name: str, codec: Any, packet: Any) -> bool:
     """Whether decoding from this packet on gives exact pictures of all that is presented from it on.
 
     The container's keyframe flag alone does not promise that: files without a sync table flag every packet,
-    and a gradual refresh is flagged where it begins.
+    and a gradual refresh is flagged where it begins. Where packets do not tell and the decoder would show a
+    difference to a picture that is not there, only the first packet is an entry point.
     """
     if name in ("h264", "hevc"):
         units = nal_units(codec, bytes(packet))
         return _h264_entry(units) if name == "h264" else _h265_entry(units)
-    head = bytes(memoryview(packet)[:8])
-    if name == "vp8":
-        return not head[0] & 1
-    if name == "vp9":
-        return not head[0] & (0b0100 if head[0] & 0b0011_0000 != 0b0011_0000 else 0b0010)
-    return True
+    if name in _INTRA_TESTS:
+        return _INTRA_TESTS[name](bytes(memoryview(packet)[:_HEAD_BYTES]))
+    return name in INTRA_ONLY or name in _COMPLAINING
+
+
+def _bits(data: bytes, start: int, count: int) -> int:
+    """``count`` bits from bit ``start``, most significant first; bits past the end are ones."""
+    end = start + count
+    part = data[start // 8 : (end + 7) // 8]
+    part += b"\xff" * ((end + 7) // 8 - start // 8 - len(part))
+    return int.from_bytes(part, "big") >> (-end % 8) & ((1 << count) - 1)
+
+
+def _after(data: bytes, start_code: bytes) -> bytes:
+    """What follows a start code; ones where there is none."""
+    at = data.find(start_code)
+    return b"\xff" * 4 if at < 0 else data[at + len(start_code) :]
+
+
+def _vp9_is_intra(data: bytes) -> bool:
+    reserved = data[0] & 0b0011_0000 == 0b0011_0000  # profile 3 has one more bit
+    return not data[0] & (0b0010 if reserved else 0b0100)
+
+
+def _h263_is_intra(data: bytes) -> bool:
+    if _bits(data, 35, 3) != 7:
+        return _bits(data, 38, 1) == 0
+    return _bits(data, 59 if _bits(data, 38, 3) == 1 else 41, 3) == 0  # PLUSPTYPE
+
+
+def _flv1_is_intra(data: bytes) -> bool:
+    size_bits = {0: 16, 1: 32}.get(_bits(data, 30, 3), 0)
+    return _bits(data, 33 + size_bits, 2) == 0
+
+
+# Whether a packet's picture refers to none, by its head: ISO/IEC 14496-2 (vop_coding_type), 13818-2
+# (picture_coding_type), ITU-T H.263, RFC 9043 (the first bit, at even odds), Theora I, VP8, VP9.
+_HEAD_BYTES = 4096
+_INTRA_TESTS: dict[str, Callable[[bytes], bool]] = {
+    "vp8": lambda data: not data[0] & 1,
+    "vp9": _vp9_is_intra,
+    "mpeg4": lambda data: _bits(_after(data, b"\0\0\1\xb6"), 0, 2) == 0,
+    "mpeg1video": lambda data: _bits(_after(data, b"\0\0\1\0"), 10, 3) == 1,
+    "mpeg2video": lambda data: _bits(_after(data, b"\0\0\1\0"), 10, 3) == 1,
+    "h263": _h263_is_intra,
+    "flv1": _flv1_is_intra,
+    "msmpeg4v2": lambda data: _bits(data, 0, 2) == 0,
+    "msmpeg4v3": lambda data: _bits(data, 0, 2) == 0,
+    "wmv1": lambda data: _bits(data, 0, 2) == 0,
+    "wmv2": lambda data: _bits(data, 0, 1) == 0,
+    "theora": lambda data: _bits(data, 0, 2) == 0,
+    "ffv1": lambda data: _bits(data, 0, 16) >= 0x7F80,
+}
 
 
 def _h264_entry(units: list[bytes]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import av
@@ -13,11 +14,18 @@ from av.stream import Discard
 from tubelet.video.content import HEAD_BYTES, recognise
 from tubelet.video.errors import DecodeError
 from tubelet.video.formats import ALLOWED, PICTURES
+from tubelet.video.framing import Box
 from tubelet.video.limits import Budget
+from tubelet.video.matroska import shown_margins
+from tubelet.video.mp4 import Index
+from tubelet.video.picture import ContainerCrop
 from tubelet.video.source import OpenSource, Source, open_source
 from tubelet.video.tracks import choose_stream, is_item
 
 _OPTIONS = {"format_whitelist": ",".join(sorted(ALLOWED))}
+
+# FFmpeg's flag AVFMT_TS_DISCONT.
+_TS_DISCONT = 0x0200
 
 # FFmpeg says in its log alone that it concealed damage. With no level set PyAV does not even count what is
 # logged.
@@ -43,6 +51,42 @@ class Video:
         self.sample_aspect = ratio if ratio and Fraction(1, 16) <= ratio <= 16 else Fraction(1)
         """Width of a pixel over its height; 1 where the stream says nothing sensible."""
         self.coded_size: tuple[int, int] = (int(self.codec.height), int(self.codec.width))
+        """(height, width) of the coded picture, less what the container cuts from it; 0 where not known."""
+        self.crop = self._container_crop()
+        """The part of the coded picture that is shown, where that is not all of it."""
+        if self.crop is not None:
+            self.coded_size = (self.crop.box.height, self.crop.box.width)
+
+    @cached_property
+    def mp4_index(self) -> Index:
+        """The index of an MP4 or MOV file, read once."""
+        with self.source.side_reader() as file:
+            return Index(file)
+
+    def _container_crop(self) -> ContainerCrop | None:
+        height, width = self.coded_size
+        top = left = 0
+        shown_height, shown_width = height, width
+        if self.is_mov:
+            aperture = self.mp4_index.clean_aperture(self.stream.id)
+            if aperture is not None:
+                shown_height, shown_width = int(aperture.height), int(aperture.width)
+                top = round((height - aperture.height) / 2 + aperture.down)
+                left = round((width - aperture.width) / 2 + aperture.right)
+        elif self.format_name.startswith("matroska"):
+            tracks = [s.index for s in self.container.streams.video]
+            with self.source.side_reader() as file:
+                margins = shown_margins(file, tracks.index(self.stream.index))
+            if margins is not None:
+                top, left = margins.top, margins.left
+                shown_height = height - top - margins.bottom
+                shown_width = width - left - margins.right
+                if Fraction(1, 16) <= margins.sample_aspect <= 16:
+                    self.sample_aspect = margins.sample_aspect
+        inside = 0 <= top <= height - shown_height and 0 <= left <= width - shown_width
+        if (shown_height, shown_width) == (height, width) or not inside or min(shown_height, shown_width) < 1:
+            return None
+        return ContainerCrop(Box(top, left, shown_height, shown_width), height, width)
 
     def _attach(self, stream: Any) -> None:
         self.stream = stream
@@ -79,6 +123,11 @@ class Video:
         if self.format_name == "webp_pipe" and b"ANIM" in self.source.head(64):
             return False
         return pictures <= (2 if self.format_name in PICTURES else 1)
+
+    @property
+    def clock_may_jump(self) -> bool:
+        """Whether times of this format may leap although nothing is missing (MPEG-TS, MPEG-PS, Ogg)."""
+        return bool(int(self.container.format.flags) & _TS_DISCONT)
 
     @property
     def is_mov(self) -> bool:

@@ -19,11 +19,18 @@ from tubelet.video.errors import ClipError, DecodeError
 from tubelet.video.framing import Box, Placement, ShortSide
 from tubelet.video.info import VideoInfo, describe
 from tubelet.video.limits import Budget, Limits
-from tubelet.video.picture import Painter, Pixels, Shape, display_matrix
+from tubelet.video.picture import Cutter, Painter, Pixels, Shape, crop_frame, display_matrix
 from tubelet.video.sampling import Clock, Frames, Indices, TimeRule, Times
 from tubelet.video.source import Source
-from tubelet.video.table import PacketTable, build_table, clock_of
+from tubelet.video.table import JUMP_S, PacketTable, build_table, clock_of
 from tubelet.video.views import View
+
+# Where only decoding tells which frames there are, so many packets per frame may fail before the video counts
+# as damaged: a lost picture more or less is no frame that anybody misses.
+_MOST_DAMAGE = 0.02
+
+# The largest part of frames that damage may have made late; more means that times are mixed up.
+_MOST_LATE = 0.1
 
 Allocate = Callable[[int], Pixels]
 
@@ -135,6 +142,7 @@ def probe(source: Source, *, deadline_s: float | None = None, limits: Limits | N
         if frame is None:
             raise _no_frame(video, decoder.errors)
         video.budget.check_picture(frame.width, frame.height)
+        frame = crop_frame(frame, video.crop, Cutter())
         clock = table.clock() if table is not None and table.trusted and len(table.shown) else None
         start_s = float(_ticks([(frame.pts, frame.dts)], video)[0] * video.time_base)
         shape = _shape(video, frame)
@@ -197,6 +205,7 @@ class _Gallery:
         self._views = views
         self._allocate = allocate
         self._painter = Painter()
+        self._cutter = Cutter()
         self._fits: dict[tuple[object, ...], tuple[Shape, list[Placement]]] = {}
         self._places: dict[int, list[tuple[int, int]]] = {}
         for view, pick in enumerate(picks):
@@ -215,6 +224,8 @@ class _Gallery:
     def take(self, number: int, frame: Any) -> None:
         """Paint a frame wherever it is wanted."""
         self._video.budget.check_picture(frame.width, frame.height)
+        if self._video.crop is not None:
+            frame = crop_frame(frame, self._video.crop, self._cutter)
         if self.shape is None:
             self._begin(frame)
         kind = (frame.height, frame.width, display_matrix(frame))
@@ -265,13 +276,11 @@ class _Pass:
         table = build_table(self._video)
         assert table is not None
         if table.trusted and len(table.shown):
-            for linear in (False, True)[_needs_all(self._video, table) :]:
+            for linear in (False, True):
                 try:
                     return self._indexed(table, linear)
-                except DamageError:
+                except (DamageError, TableMismatchError):
                     self._restart(table)
-                except TableMismatchError:
-                    break
         return self._sequential(table)
 
     def _indexed(self, table: PacketTable, linear: bool) -> Decoded:
@@ -308,16 +317,18 @@ class _Pass:
         return error
 
     def _sequential(self, table: PacketTable) -> Decoded:
+        """Decode everything to learn which frames there are, then again up to the last one wanted."""
         self._restart(table)
         decoder = SequentialDecoder(self._video, table)
         stamps = [(frame.pts, frame.dts) for frame in decoder.frames()]
         if not stamps:
             raise _no_frame(self._video, decoder.errors)
-        ticks = _ticks(stamps, self._video)
+        ticks = _ticks(stamps, self._video, stepped=table.stepped)
         clock = clock_of(ticks, table.last_duration, self._video.time_base)
         picks = self._pick(clock)
         gallery = _Gallery(self._video, self._views, picks, self._allocate)
-        broken = bool(decoder.errors or self._video.broken)
+        damaged = decoder.errors > _MOST_DAMAGE * len(stamps)
+        broken = decoder.broke_off or self._video.broken is not None or damaged
         wanted = set(gallery.wanted.tolist())
         self._restart(table)
         for number, frame in enumerate(SequentialDecoder(self._video, table).frames()):
@@ -331,6 +342,7 @@ class _Pass:
         return self._finish(gallery, picks=picks, clock=clock, table=table, start_s=start_s, error=error)
 
     def _restart(self, table: PacketTable) -> None:
+        self._video.budget.begin_pass()
         if table.packets is None:
             self._video.reopen()
 
@@ -362,38 +374,57 @@ class _Pass:
         return Decoded(clips, info, error)
 
 
-def _needs_all(video: Video, table: PacketTable) -> bool:
-    """Whether pictures may depend on packets that a plan would leave out.
-
-    A stream that does not begin with a keyframe is shown from where the decoder recovers. A transport
-    stream with gaps has lost packets, and FFmpeg may conceal lost pictures without a word in its log.
-    """
-    if not table.key[0]:
-        return True
-    if "mpegts" not in video.container.format.name:
-        return False
-    gaps = np.diff(table.pts[table.shown])
-    return len(gaps) > 0 and bool(gaps.max() > 1.5 * np.median(gaps))
-
-
 def _replace(pick: Indices, taken: set[int]) -> Indices:
     """Each frame that does not decode becomes the last one before it that does (or the first of all)."""
     good = np.array(sorted(taken), np.int64)
     return good[np.maximum(np.searchsorted(good, pick, side="right") - 1, 0)]
 
 
-def _ticks(stamps: list[tuple[int | None, int | None]], video: Video) -> Indices:
-    """Presentation times of frames in the order in which they were presented.
+def _ticks(stamps: list[tuple[int | None, int | None]], video: Video, *, stepped: bool = False) -> Indices:
+    """Presentation times of frames in the order in which the decoder gives them, rising.
 
-    Some containers (AVI) know decode times only, some know none: the decoder's order is then right where
-    its times are not, so the first of these that is complete is taken, in
-    rising order: presentation times, decode times, an even spacing.
+    Some containers (AVI) know decode times only, some know none, so the first of these that is complete is
+    taken: presentation times, decode times, an even spacing.
+
+    Args:
+        stamps: presentation and decode time of each frame.
+        video: the stream they are of.
+        stepped: the clock was set back or ahead; from each step on it goes on where it was.
     """
     for which in (0, 1):
-        known = {stamp[which] for stamp in stamps} - {None}
-        if len(known) == len(stamps):
-            return np.array(sorted(known), np.int64)  # type: ignore[type-var]
+        known = [stamp[which] for stamp in stamps]
+        if None in known or not (stepped or len(set(known)) == len(known)):
+            continue
+        ticks = np.array(known, np.int64)
+        return _continued(ticks, video) if stepped else _in_order(ticks)
     rate = video.stream.average_rate or video.stream.guessed_rate or 25
     step = max(1, round(1 / (rate * video.time_base)))
     begin = min((tick for tick, _ in stamps if tick is not None), default=0)
     return begin + step * np.arange(len(stamps), dtype=np.int64)
+
+
+def _in_order(ticks: Indices) -> Indices:
+    """Rising times of frames whose order may be another than their times say.
+
+    Where most times are in order, the few that are not belong to frames that damage made late: each is
+    presented right after the one before it, and no other frame gets its time. Else the order of the frames
+    is right and their times are mixed up.
+    """
+    late = int((np.maximum.accumulate(ticks) > ticks).sum())
+    if not late or late > _MOST_LATE * len(ticks):
+        return np.sort(ticks)
+    numbers = np.arange(len(ticks))
+    return np.asarray(np.maximum.accumulate(ticks - numbers) + numbers, np.int64)
+
+
+def _continued(ticks: Indices, video: Video) -> Indices:
+    """Times in presentation order that rise: each fall, and each leap of a clock that may leap, becomes the
+    usual step.
+    """
+    moves = np.diff(ticks)
+    odd = moves <= 0
+    if video.clock_may_jump:
+        odd |= moves > round(JUMP_S / video.time_base)
+    usual = moves[~odd]
+    moves[odd] = max(1, int(np.median(usual))) if len(usual) else 1
+    return np.concatenate([ticks[:1], ticks[:1] + np.cumsum(moves)])

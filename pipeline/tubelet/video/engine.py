@@ -141,8 +141,8 @@ class Feed:
 class IndexedDecoder:
     """Decodes wanted frames of a stream whose table is trusted.
 
-    ``linear``: from the start and leaving nothing out, for damaged streams: concealment looks at all that
-    came before.
+    ``linear``: the whole stream and leaving nothing out, for damaged streams: concealment looks at all that
+    came before, and which frames there are must not depend on which are wanted.
     """
 
     def __init__(self, video: Video, table: PacketTable, take: Take, *, linear: bool = False) -> None:
@@ -156,6 +156,7 @@ class IndexedDecoder:
         self._is_referred_to = None if linear else reference_test(codec_name(video), video.codec)
         self._shift: int | None = None
         self._last_pts = 0
+        self._given = 0
         self.errors = 0
         self.taken: set[int] = set()
 
@@ -188,8 +189,7 @@ class IndexedDecoder:
     def _plan(self, wanted: Indices) -> list[Run]:
         if not self._linear:
             return plan_runs(self._table, wanted)
-        packets = self._table.shown[wanted].tolist()
-        return [Run(0, max(packets), frozenset(packets))]
+        return [Run(0, len(self._table) - 1, frozenset(self._table.shown[wanted].tolist()))]
 
     def _decode_run(self, run: Run) -> None:
         sent: dict[int, int] = {}
@@ -198,6 +198,7 @@ class IndexedDecoder:
         errors = logged_errors()
         is_referred_to = self._is_referred_to
         self._last_pts = -(1 << 63)
+        self._video.codec.flush_buffers()  # an attempt that failed may have left it drained
         for first, packets in self._feed.batches(run.start, run.stop):
             if first == run.start > 0 and not self._is_entry(packets[0]):
                 raise _FalseEntryError(str(run.start))
@@ -213,8 +214,10 @@ class IndexedDecoder:
         self._video.codec.flush_buffers()
         if not self._linear and (self.errors or logged_errors() != errors):
             raise DamageError
-        if owed and not self.errors and self._video.broken is None and not self._video.cut_short:
-            raise TableMismatchError(f"{len(owed)} packets gave no frame")
+        lacking = bool(owed) if not self._linear else self._given < len(self._table.shown)
+        complete = not self.errors and self._video.broken is None and not self._video.cut_short
+        if lacking and complete:
+            raise TableMismatchError("packets gave no frame")
 
     def _leading(self, run: Run) -> frozenset[int]:
         """Packets after an entry point that are shown before it."""
@@ -255,6 +258,7 @@ class IndexedDecoder:
             index = sent.get(pts)
             if index is None:
                 raise TableMismatchError("a frame with a time that no packet has")
+            self._given += 1
             if index in owed:
                 owed.discard(index)
                 number = int(self._number[index])
@@ -272,6 +276,8 @@ class SequentialDecoder:
         self._video = video
         self._packets = None if table is None else table.packets
         self.errors = 0
+        self.broke_off = False
+        """Whether the last packets did not decode."""
 
     def frames(self) -> Iterator[Any]:
         """All frames in presentation order. A packet that does not decode is counted and passed over."""
@@ -288,6 +294,9 @@ class SequentialDecoder:
             raise
         except av.error.FFmpegError:
             self.errors += 1
+            self.broke_off = True
             return
+        if packet is not None and frames:
+            self.broke_off = False
         self._video.budget.count_frames(len(frames))
         yield from frames

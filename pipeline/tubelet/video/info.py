@@ -14,6 +14,9 @@ from tubelet.video.table import PacketTable, codec_name
 
 # Above this a container's frame rate is its clock's tick, not a rate (FLV and old MKV files say 1000).
 _MAX_FPS = 480.0
+# An hour of keyframes alone at 60 a second has 216,000. A hostile index lists millions, which would fill the
+# memory of whoever asked.
+_MOST_KEYFRAMES = 250_000
 # Spacing of frames may differ by rounding to the container's clock before it counts as variable.
 _VFR_TOLERANCE = 0.1
 
@@ -26,7 +29,8 @@ class VideoInfo:
     clockwise from the coded to the shown picture (0, 90, 180, 270). ``fps``: mean rate; None where neither
     frames nor header tell.
     ``vfr``: frames are not evenly spaced (False where unknown). ``frames``, ``keyframes_s``,
-    ``duration_s``: None where only decoding or reading the whole object tells. ``keyframes_s`` and
+    ``duration_s``: None where only decoding or reading the whole object tells; ``keyframes_s`` also where
+    there are more than 250,000. ``keyframes_s`` and
     ``duration_s`` count from the first presented frame, which lies at ``start_s`` on the container's clock.
     ``size_bytes``: of the object.
     """
@@ -77,9 +81,9 @@ def describe(
         fps=fps,
         vfr=vfr,
         frames=None if clock is None else len(clock),
-        duration_s=_duration_s(video) if clock is None else clock.end_s,
+        duration_s=_duration_s(video, table) if clock is None else clock.end_s,
         start_s=start_s,
-        keyframes_s=None if table is None or not table.trusted else table.keyframes_s(),
+        keyframes_s=_keyframes_s(table),
         pix_fmt=str(frame.format.name),
         stream_index=int(video.stream.index),
         size_bytes=video.source.size_bytes,
@@ -93,6 +97,12 @@ def describe(
         color_range=int(frame.color_range),
         still=still,
     )
+
+
+def _keyframes_s(table: PacketTable | None) -> tuple[float, ...] | None:
+    if table is None or not table.trusted or int(table.key.sum()) > _MOST_KEYFRAMES:
+        return None
+    return table.keyframes_s()
 
 
 def _rate(video: Video, clock: Clock | None) -> tuple[float | None, bool]:
@@ -110,7 +120,9 @@ def _rate(video: Video, clock: Clock | None) -> tuple[float | None, bool]:
     return None, False
 
 
-def _duration_s(video: Video) -> float | None:
+def _duration_s(video: Video, table: PacketTable | None) -> float | None:
+    if table is not None and table.stepped:  # the header knows of one part
+        return table.clock().end_s
     if video.stream.duration and video.stream.duration > 0:
         return float(video.stream.duration * video.time_base)
     if video.container.duration and video.container.duration > 0:

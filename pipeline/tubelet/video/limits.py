@@ -13,15 +13,17 @@ class Limits:
     """What one request may cost. Everything but ``memory_bytes`` also holds without the sandbox."""
 
     deadline_s: float = 60.0
-    """Wall-clock seconds of a request, fetching included: a hang costs one row."""
+    """Wall-clock seconds per request, fetching included: a hang costs one row."""
     memory_bytes: int = 2 << 30
-    """Address space that the child may add to what it needs to start: stops memory bombs."""
+    """Bytes of address space that the child may add to what it needs to start: stops memory bombs."""
     max_frames: int = 100_000
-    """Frames really decoded a request: stops an hour of black in a kilobyte."""
+    """Frames really decoded per request: stops an hour of black in a kilobyte. Where a video is looked
+    through once to count its frames and again to take the wanted ones, each frame counts once. 100,000 are 66
+    minutes at 25 per second."""
     max_pixels: int = 1 << 26
-    """Pixels of a frame (8K has 33 million): stops pictures that fill the memory alone."""
+    """Pixels per frame (8K has 33 million): stops pictures that fill the memory alone."""
     max_object_bytes: int = 1 << 40
-    """Size of the object."""
+    """Size of the object in bytes."""
 
     def __post_init__(self) -> None:
         for name in ("deadline_s", "memory_bytes", "max_frames", "max_pixels", "max_object_bytes"):
@@ -36,6 +38,10 @@ class Budget:
         self.limits = limits
         self.frames = 0
         self.end_s = time.monotonic() + limits.deadline_s
+
+    def begin_pass(self) -> None:
+        """The same packets are decoded again: frames are counted anew, time goes on."""
+        self.frames = 0
 
     def check_time(self) -> None:
         """Raises:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from typing import Protocol
+from fractions import Fraction
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 # A box this large is no index of a video that anybody can hold: stop rather than read it.
 _MAX_MOOV_BYTES = 1 << 29
+_VISUAL_ENTRY_BYTES = 78
 
 
 class Readable(Protocol):
@@ -26,26 +28,70 @@ class Readable(Protocol):
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int: ...
 
 
-def presentation_offsets(file: Readable, track_id: int, samples: int) -> npt.NDArray[np.int64] | None:
-    """What to add to each sample's decode time, in the track's time base, up to one constant.
+class Index:
+    """The `moov` box of a file.
 
-    Returns:
-        int64 (samples,), or None where the index does not describe the whole track plainly (fragmented,
-        compressed or broken index).
+    Args:
+        file: the whole file, at any position.
     """
-    try:
-        moov = _read_moov(file)
-        if moov is None:
+
+    def __init__(self, file: Readable) -> None:
+        self._moov: memoryview | None
+        try:
+            self._moov = _read_moov(file)
+        except (struct.error, ValueError):
+            self._moov = None
+
+    def presentation_offsets(self, track_id: int, samples: int) -> npt.NDArray[np.int64] | None:
+        """What to add to each sample's decode time, in the track's time base, up to one constant.
+
+        Returns:
+            int64 (samples,), or None where the index does not describe the whole track plainly (fragmented,
+            compressed or broken index).
+        """
+        try:
+            if self._moov is None:
+                return None
+            boxes = dict(_boxes(self._moov))
+            if b"mvex" in boxes or b"cmov" in boxes:
+                return None
+            trak = self._trak(track_id)
+            return None if trak is None else _offsets(trak, samples)
+        except (struct.error, ValueError):
             return None
-        boxes = dict(_boxes(moov))
-        if b"mvex" in boxes or b"cmov" in boxes:
+
+    def clean_aperture(self, track_id: int) -> Aperture | None:
+        """The part of the coded picture that is shown (12.1.4, `clap`), None where all of it is."""
+        # Hardly any file has one: looking for its name is cheaper than for its place.
+        if self._moov is None or self._moov.obj.find(b"clap") < 0:  # type: ignore[attr-defined]
             return None
-        for kind, body in _boxes(moov):
-            if kind == b"trak" and _track_id(body) == track_id:
-                return _offsets(body, samples)
-    except (struct.error, ValueError):
-        return None
-    return None
+        try:
+            trak = self._trak(track_id)
+            stsd = None if trak is None else _child(trak, b"mdia", b"minf", b"stbl", b"stsd")
+            entry = None if stsd is None else next(_boxes(stsd[8:]), None)
+            clap = None if entry is None else _child(entry[1][_VISUAL_ENTRY_BYTES:], b"clap")
+            return None if clap is None else _aperture(clap)
+        except (struct.error, ValueError, ZeroDivisionError):
+            return None
+
+    def _trak(self, track_id: int) -> memoryview | None:
+        assert self._moov is not None
+        traks = (body for kind, body in _boxes(self._moov) if kind == b"trak")
+        return next((body for body in traks if _track_id(body) == track_id), None)
+
+
+class Aperture(NamedTuple):
+    """Size of the shown part, and how far its centre lies from that of the coded picture, in pixels."""
+
+    width: Fraction
+    height: Fraction
+    right: Fraction
+    down: Fraction
+
+
+def _aperture(clap: memoryview) -> Aperture:
+    n = struct.unpack(">IIIIiIiI", clap[:32])
+    return Aperture(*(Fraction(n[i], n[i + 1]) for i in range(0, 8, 2)))
 
 
 def _read_moov(file: Readable) -> memoryview | None:

@@ -128,7 +128,7 @@ class Painter:
 
     def __init__(self) -> None:
         self._scalers: dict[tuple[Any, ...], VideoReformatter] = {}
-        self._cutters: dict[tuple[str, ...], tuple[Graph, Any, Any]] = {}
+        self._cutter = Cutter()
 
     def paint(self, frame: Any, shape: Shape, placements: list[Placement], outs: list[Pixels]) -> None:
         """Write one picture for each placement into its ``out``, uint8 (height, width, 3)."""
@@ -150,7 +150,9 @@ class Painter:
         if (source.height, source.width) != (shape.height, shape.width):
             box = shape.orientation.coded_box(source, shape.height, shape.width)
             shown_height, shown_width = shape.orientation.size(shape.height, shape.width)
-            frame = self._cut(frame, _rescaled(box, frame.height / shown_height, frame.width / shown_width))
+            frame = self._cutter.cut_even(
+                frame, _rescaled(box, frame.height / shown_height, frame.width / shown_width)
+            )
         height, width = shape.orientation.size(placement.height, placement.width)
         pix_fmt = frame.format.name
         key = (frame.width, frame.height, pix_fmt, width, height)
@@ -169,25 +171,52 @@ class Painter:
             return [_pixels(planes[i], (height, width)) for i in (_RED, _GREEN, _BLUE)]
         return [_pixels(planes[0], (height, width, 3))]
 
-    def _cut(self, frame: Any, box: Box) -> Any:
-        """A part of a frame, without copying it; even coordinates, so that colour stays on its pixels."""
+
+class Cutter:
+    """Parts of frames, without copying them; keeps a filter per kind of frame and part."""
+
+    def __init__(self) -> None:
+        self._graphs: dict[tuple[str, ...], tuple[Graph, Any, Any]] = {}
+
+    def cut_even(self, frame: Any, box: Box) -> Any:
+        """A part of a frame; even coordinates, so that colour stays on its pixels."""
         top, left = box.top & ~1, box.left & ~1
         height = min(frame.height - top, box.height + (box.height & 1))
         width = min(frame.width - left, box.width + (box.width & 1))
+        return self.cut(frame, Box(top, left, height, width))
+
+    def cut(self, frame: Any, box: Box) -> Any:
+        """Exactly this part of a frame; where colour is coarser, it moves by half a pixel at odd edges."""
         source = {
             "video_size": f"{frame.width}x{frame.height}",
             "pix_fmt": str(frame.format.name),
             "colorspace": str(int(frame.colorspace)),
             "range": str(int(frame.color_range)),
         }
-        key = (*source.values(), f"{width}:{height}:{left}:{top}")
-        if key not in self._cutters:
-            if len(self._cutters) >= 8:
-                self._cutters.clear()
-            self._cutters[key] = _crop_graph(source, key[-1])
-        _, entry, end = self._cutters[key]
+        key = (*source.values(), f"{box.width}:{box.height}:{box.left}:{box.top}:exact=1")
+        if key not in self._graphs:
+            if len(self._graphs) >= 8:
+                self._graphs.clear()
+            self._graphs[key] = _crop_graph(source, key[-1])
+        _, entry, end = self._graphs[key]
         entry.push(frame)
         return end.pull()
+
+
+@dataclass(frozen=True)
+class ContainerCrop:
+    """The part of a coded picture that the container says is shown."""
+
+    box: Box
+    coded_height: int
+    coded_width: int
+
+
+def crop_frame(frame: Any, crop: ContainerCrop | None, cutter: Cutter) -> Any:
+    """The shown part of a frame; one of another size than the container speaks of is left whole."""
+    if crop is None or (frame.height, frame.width) != (crop.coded_height, crop.coded_width):
+        return frame
+    return cutter.cut(frame, crop.box)
 
 
 def _pixels(plane: Any, shape: tuple[int, ...]) -> Pixels:

@@ -7,6 +7,7 @@ when they are small enough, so that nothing is read twice.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -14,14 +15,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tubelet.video.access import INTRA_ONLY
 from tubelet.video.container import Video
-from tubelet.video.mp4 import presentation_offsets
 from tubelet.video.sampling import Clock
 
 # Flags of FFmpeg's index entries.
 _KEYFRAME, _DISCARD = 1, 2
 
 Int64s = npt.NDArray[np.int64]
+
+_UNKNOWN = -1
+# Steps of a clock, as FFmpeg's program tells them from the disorder of damaged streams.
+_FALL_S = Fraction(1, 10)
+JUMP_S = Fraction(10)
 
 # Packets kept between the pass that lists them and the pass that decodes them. Longer videos are read twice.
 KEPT_BYTES = 256 << 20
@@ -34,8 +40,11 @@ ONE_FRAME_A_PACKET = {
     "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "jpeg2000",
 }  # fmt: skip
 
-# Codecs in which every packet stands alone, so that decode order is presentation order.
-INTRA_ONLY = {"mjpeg", "prores", "dnxhd", "huffyuv", "ffvhuff", "utvideo", "rawvideo", "png", "jpeg2000"}
+# Codecs whose decoders leave out pictures, without a word, when packets before them were lost.
+SILENT_LOSSES = {
+    "hevc", "vvc", "mpeg4", "mpeg2video", "mpeg1video", "h263", "flv1", "theora", "msmpeg4v1", "msmpeg4v2",
+    "msmpeg4v3", "wmv1", "wmv2",
+}  # fmt: skip
 
 
 @dataclass
@@ -44,7 +53,9 @@ class PacketTable:
 
     ``pts``, ``dts``: in ``time_base`` units (``pts`` up to a constant when it comes from an index).
     ``hidden``: decoded but never shown (cut by an edit list). ``trusted``: each shown packet is one frame,
-    presented in the order of ``pts``.
+    presented in the order of ``pts``; else only decoding everything tells which frames there are.
+    ``stepped``: decode times fall or jump, as where recordings were joined; ``pts`` then go on where they
+    did.
     """
 
     time_base: Fraction
@@ -58,6 +69,7 @@ class PacketTable:
     trusted: bool
     indexed: bool
     packets: list[Any] | None = None
+    stepped: bool = False
     shown: Int64s = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,8 +114,7 @@ def _from_index(video: Video) -> PacketTable | None:
     entries = stream.index_entries
     if not video.is_mov or not stream.frames or len(entries) != stream.frames:
         return None
-    with video.source.side_reader() as file:
-        offsets = presentation_offsets(file, stream.id, len(entries))
+    offsets = video.mp4_index.presentation_offsets(stream.id, len(entries))
     if offsets is None:
         return None
     rows = np.array([(e.timestamp, e.size, e.pos, e.flags) for e in entries], np.int64)
@@ -111,7 +122,7 @@ def _from_index(video: Video) -> PacketTable | None:
     pts = dts + offsets
     if (np.diff(dts) <= 0).any() or len(np.unique(pts)) != len(pts):
         return None
-    return PacketTable(
+    table = PacketTable(
         time_base=video.time_base,
         pts=pts,
         dts=dts,
@@ -123,6 +134,9 @@ def _from_index(video: Video) -> PacketTable | None:
         trusted=codec_name(video) in ONE_FRAME_A_PACKET,
         indexed=True,
     )
+    # HEVC from phones has gaps because frames were never made: there they are no sign of loss.
+    table.trusted = table.trusted and (codec_name(video) == "hevc" or not _has_silent_losses(video, table))
+    return table
 
 
 def _from_packets(video: Video) -> PacketTable:
@@ -149,9 +163,10 @@ def _from_packets(video: Video) -> PacketTable:
             packets.clear()
     pts, dts, size, pos, key, hidden, duration = zip(*rows, strict=True) if rows else ((),) * 7
     order_known = None not in pts and len(set(pts)) == len(pts)
+    steps = clock_steps(dts, video.time_base, jumps=video.clock_may_jump)
     table = PacketTable(
         time_base=video.time_base,
-        pts=_filled(pts),
+        pts=_joined(_filled(pts), steps) if steps.any() else _filled(pts),
         dts=_filled(dts),
         size=np.array(size, np.int64),
         pos=_filled(pos),
@@ -161,14 +176,70 @@ def _from_packets(video: Video) -> PacketTable:
         trusted=order_known and _order_is_presentation(video),
         indexed=False,
         packets=packets if held <= KEPT_BYTES else None,
+        stepped=bool(steps.any()),
     )
     if len(table.shown):
         table.last_duration = int(duration[table.shown[-1]])
+        table.trusted = table.trusted and not _needs_all(video, table)
     return table
 
 
+def _needs_all(video: Video, table: PacketTable) -> bool:
+    """Whether frames may depend on packets that a plan would leave out, or be others than packets say.
+
+    A stream that does not begin with a keyframe is shown from where the decoder recovers. A transport
+    stream with gaps has lost packets, and FFmpeg may conceal lost pictures without a word in its log.
+    """
+    known = table.dts[table.dts != _UNKNOWN]
+    if table.stepped or not table.key[0] or (np.diff(known) < 0).any():
+        return True
+    return _has_silent_losses(video, table) or ("mpegts" in video.format_name and _has_gaps(table))
+
+
+def _has_silent_losses(video: Video, table: PacketTable) -> bool:
+    return codec_name(video) in SILENT_LOSSES and _has_gaps(table)
+
+
+def _has_gaps(table: PacketTable) -> bool:
+    gaps = np.diff(table.pts[table.shown])
+    return len(gaps) > 0 and bool(gaps.max() > 1.5 * np.median(gaps))
+
+
+def clock_steps(ticks: Sequence[int | None], time_base: Fraction, *, jumps: bool) -> npt.NDArray[np.bool_]:
+    """Where a clock was set back or ahead, by decode times: as FFmpeg's own program finds it.
+
+    Args:
+        ticks: decode times in decode order, in ``time_base`` units.
+        time_base: seconds per unit.
+        jumps: whether a leap ahead of more than ten seconds counts, beside a fall of more than a tenth.
+
+    Returns:
+        bool (len(ticks),): packets that come right after a step.
+    """
+    steps = np.zeros(len(ticks), np.bool_)
+    known = np.array([i for i, tick in enumerate(ticks) if tick is not None], np.int64)
+    moves = np.diff(np.array([tick for tick in ticks if tick is not None], np.int64))
+    steps[known[1:]] = moves < -round(_FALL_S / time_base)
+    if jumps:
+        steps[known[1:]] |= moves > round(JUMP_S / time_base)
+    return steps
+
+
+def _joined(pts: Int64s, steps: npt.NDArray[np.bool_]) -> Int64s:
+    """Presentation times that go on after each step of the clock, one usual frame after the last."""
+    part = np.cumsum(steps)
+    rising = np.sort(pts[part == 0])
+    step = max(1, int(np.median(np.diff(rising)))) if len(rising) > 1 else 1
+    joined, end = pts.copy(), int(pts[part == 0].max()) + step
+    for number in range(1, int(part[-1]) + 1):
+        inside = part == number
+        joined[inside] += end - int(pts[inside].min())
+        end = int(joined[inside].max()) + step
+    return joined
+
+
 def _filled(values: tuple[int | None, ...]) -> Int64s:
-    return np.array([-1 if value is None else value for value in values], np.int64)
+    return np.array([_UNKNOWN if value is None else value for value in values], np.int64)
 
 
 def _order_is_presentation(video: Video) -> bool:
