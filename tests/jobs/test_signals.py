@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 from support import wait_until
-from support.labelling import write_video
+from support.labelling import CLASSES, tiny_bundle, write_video
+from tubelet.corpus.index import IndexConfig, index_corpus
+from tubelet.storage.lock import OutputLock
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 WORK = 300  # objects of a job: more than it does before the signal comes
@@ -105,6 +109,8 @@ def test_index_stops(tmp_path: Path, number: signal.Signals) -> None:
     job = Job(tmp_path, "index", source, "--out", out, "--workers", "2")
     job.wait_for(_decodes)
     job.stop(number)
+    with OutputLock(out):
+        pass  # nobody holds it
 
 
 def test_the_end_is_not_that_of_the_interpreter() -> None:
@@ -133,3 +139,51 @@ def test_a_signal_that_a_destructor_swallows_is_heard_again() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("SIGTERM\n", "", 0)
+
+
+@dataclass(frozen=True)
+class World:
+    """What jobs need: many videos, a manifest of labelled ones, a model."""
+
+    many: str
+    manifest: str
+    model: str
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("world")
+    for number, name in enumerate(CLASSES):
+        for i in range(20):
+            write_video(root / "labelled" / name / f"{i}.mp4", number * 20 + i)
+    manifest, split = str(root / "manifest"), "train=0.5,val=0,test=0.5"
+    given = {"src": str(root / "labelled"), "out": manifest, "labels": "folders", "split": split}
+    index_corpus(IndexConfig.model_validate(given))
+    return World(str(_corpus(root / "many", 1500)), manifest, str(tiny_bundle(root / "model")))
+
+
+TRAIN = ("batch=8", "max_steps=5000", "frames=8", "size=32", "short_side=36", "workers=1")
+# Job -> its arguments (MANY, MANIFEST, MODEL and OUT are filled in), and what it says once it is at work.
+STOPPED: dict[str, tuple[tuple[str, ...], str]] = {
+    "label": (("MANY", "--model", "MODEL", "--out", "OUT", "--review-limit", "0"), "label: [1-9]"),
+    "train": (("--manifest", "MANIFEST", "--out", "OUT", *TRAIN), "train: [1-9]"),
+    "evaluate": (("--manifest", "MANIFEST", "--model", "MODEL"), "evaluate .* on "),
+    "demo": (("--out", "OUT"), "tubelet train"),
+    "bench": (("decode", "--vs", "pyav"), "bench decode"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", STATUS, ids=lambda number: number.name)
+@pytest.mark.parametrize("name", STOPPED)
+def test_every_job_stops(world: World, tmp_path: Path, name: str, number: signal.Signals) -> None:
+    out = str(tmp_path / "out")
+    places = {"MANY": world.many, "MANIFEST": world.manifest, "MODEL": world.model, "OUT": out}
+    args, at_work = STOPPED[name]
+    tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    job = Job(tmp_path, name, *(places.get(word, word) for word in args), MLFLOW_TRACKING_URI=tracking)
+    job.wait_for(lambda job: re.search(at_work, job.log.read_text("utf-8")) is not None)
+    job.stop(number, within_s=150)
+    if name in ("label", "train"):
+        with OutputLock(out):
+            pass  # nobody holds it
