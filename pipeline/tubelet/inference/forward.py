@@ -119,7 +119,7 @@ class Forward:
         return Outcome(
             {head: values.cpu().numpy() for head, values in raw.items()},
             {head: self._act(values).cpu().numpy() for head, values in raw.items()},
-            mean(features, self._config.dim).cpu().numpy(),
+            mean(features, self._config.pooled_width).cpu().numpy(),
         )
 
 

@@ -90,7 +90,9 @@ def model_job(
 def row_shape(bundle: ModelBundle, answers: Answers) -> RowShape:
     """The columns of a model's rows."""
     heads = {head: len(names) for head, names in bundle.labels.items()}
-    return RowShape(heads, answers.scores, answers.embedding, bundle.model.config.dim, answers.logits)
+    return RowShape(
+        heads, answers.scores, answers.embedding, bundle.model.config.pooled_width, answers.logits
+    )
 
 
 def ship(jobs: Sequence[ModelJob], bundles: Sequence[ModelBundle]) -> Callable[[], list[ModelJob]]:

@@ -51,11 +51,17 @@ class Init:
                 position="auto" if automatic else settings.position,
                 resize=settings.resize,
                 temporal_attention=_TEMPORAL.get(settings.temporal, settings.temporal),
-                head=self.labels is not None and self.labels == labels,
+                head=self.labels == labels and self._same_features(model),
                 spatial_cls=not self.name.endswith(".npz") if spatial_cls is None else spatial_cls,
             )
         except (FileNotFoundError, ValueError, RuntimeError) as error:
             raise UserError(f"--init {self.name}: {error}") from error
+
+    def _same_features(self, model: ViViT) -> bool:
+        """Whether a classifier of the model that is read can stand on what ``model`` pools."""
+        ours, theirs = model.config, self.model.config if self.model else None
+        names = ("pooled_width", "pre_logits", "temporal_pool")
+        return theirs is not None and all(getattr(ours, name) == getattr(theirs, name) for name in names)
 
     def fields(self, variant: str, *, size: bool) -> dict[str, Any]:
         """Model fields that follow the source: what its weights mean and, with ``size``, its dimensions."""

@@ -13,7 +13,7 @@ from tubelet.config import UserError
 from tubelet.training.recipe import OptimiserSettings
 from tubelet.vivit import ViViT
 
-HEAD_PARTS = ("head", "pre_logits")
+HEAD_PARTS = ("head", "pre_logits", "frame_pool")
 _BEFORE_BLOCKS = ("cls", "position", "registers", "embed_norm")
 _BLOCK = re.compile(r"(temporal_encoder|encoder)\.(?:blocks\.(\d+)|(\w+))")
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 VARIANTS = ("model1", "model2", "model3", "model4", "average")
-CLASSIFIERS = ("token", "gap", "gmp", "gsp", "map", "0")
+CLASSIFIERS = ("token", "gap", "gmp", "gsp", "map", "token_gap", "0")
+TEMPORAL_POOLS = ("mean", "mean_std", "mean_diff", "attention")
 TOKENISERS = ("tubelet", "uniform")
 ATTENTION_ORDERS = ("space_time", "time_space")
 ACTIVATIONS = ("gelu_tanh", "gelu", "quick_gelu")
 # Settings that pretrained image models brought; files leave them out where they have no effect, so that a
 # model without them is written, named and hashed as before there were any.
-_ONLY_WHERE_SET = ("class_token", "registers", "embed_norm", "fc_norm", "rope")
+_ONLY_WHERE_SET = ("class_token", "registers", "embed_norm", "fc_norm", "rope", "temporal_pool")
 
 # dim, layers, heads, mlp. The default clip of "tiny" is tiny as well, so that it trains in seconds.
 SIZES: dict[str, tuple[int, int, int, int]] = {
@@ -52,6 +53,10 @@ class ViViTConfig:
     of learned ones (DINOv3; Model 2 and average only). `fc_norm`: the final LayerNorm comes after pooling
     instead of before (VideoMAE). `classifier="map"` pools by attention of one learned query (SigLIP), and
     `activation="quick_gelu"` is x · sigmoid(1.702 x) (CLIP).
+
+    `temporal_pool` (average only), how frames become a clip: "mean"; "mean_std" with their standard
+    deviation beside it; "mean_diff" with the mean absolute difference of neighbouring frames; "attention" of
+    one learned query. `classifier="token_gap"` (average only) takes the class token and the patches' mean.
     """
 
     variant: str = "model1"
@@ -94,6 +99,7 @@ class ViViTConfig:
     embed_norm: bool = False
     fc_norm: bool = False
     rope: float | None = None
+    temporal_pool: str = "mean"
 
     def __post_init__(self) -> None:
         self._normalise_types()
@@ -142,7 +148,17 @@ class ViViTConfig:
     @property
     def pools_cls(self) -> bool:
         """Whether the class token is what is pooled, so that Model 2's temporal encoder has one as well."""
-        return self.classifier == "token"
+        return self.classifier in ("token", "token_gap")
+
+    @property
+    def frame_width(self) -> int:
+        """Values of what the main encoder pools: `dim`, or twice that."""
+        return self.dim * (2 if self.classifier == "token_gap" else 1)
+
+    @property
+    def pooled_width(self) -> int:
+        """Values of a pooled clip, which the head takes."""
+        return self.frame_width * (2 if self.temporal_pool in ("mean_std", "mean_diff") else 1)
 
     @property
     def prefix(self) -> int:
@@ -199,7 +215,7 @@ class ViViTConfig:
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         found["heads_classes"] = dict(self.heads_classes) if self.heads_classes else None
         for name in _ONLY_WHERE_SET:
-            if not found[name]:
+            if found[name] == type(self).__dataclass_fields__[name].default:
                 del found[name]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
@@ -249,6 +265,7 @@ class ViViTConfig:
         _one_of("tokeniser", self.tokeniser, TOKENISERS)
         _one_of("attention_order", self.attention_order, ATTENTION_ORDERS)
         _one_of("activation", self.activation, ACTIVATIONS)
+        _one_of("temporal_pool", self.temporal_pool, TEMPORAL_POOLS)
 
     def _check_numbers(self) -> None:
         for name in ("frames", "height", "width", "dim", "layers", "heads", "mlp", "temporal_layers"):
@@ -308,6 +325,14 @@ class ViViTConfig:
             )
 
     def _check_pretrained_parts(self) -> None:
+        for name, value, plain in (
+            ("temporal_pool", self.temporal_pool, "mean"),
+            ("classifier", self.classifier, None),
+        ):
+            if self.variant != "average" and value != plain and value in (*TEMPORAL_POOLS, "token_gap"):
+                raise ValueError(f'{name}="{value}": only with variant="average"')
+        if self.classifier == "token_gap" and self.fc_norm:
+            raise ValueError('classifier="token_gap": not with fc_norm, which norms one token')
         if type(self.registers) is not int or self.registers < 0:
             raise ValueError(f"registers={self.registers!r}: must be a whole number of at least 0")
         if self.registers and self.variant in ("model3", "model4"):

@@ -54,8 +54,12 @@ def macs_by_part(config: ViViTConfig) -> dict[str, int]:
         parts["spatial"] = config.layers * _attention(config.tokens, places, d) // share
     if config.classifier == "map":
         _add_attention_pools(parts, config)
-    hidden = config.pre_logits or d
-    parts["head"] = hidden * config.classes + (d * hidden if config.pre_logits else 0)
+    if config.temporal_pool == "attention":
+        width = config.frame_width
+        parts["temporal"] += 2 * width * width * (n_t + 1) + 2 * n_t * width
+        parts["mlp"] += 2 * width * (config.temporal_mlp or config.mlp)
+    hidden = config.pre_logits or config.pooled_width
+    parts["head"] = hidden * config.classes + (config.pooled_width * hidden if config.pre_logits else 0)
     return parts
 
 

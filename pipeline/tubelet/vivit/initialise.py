@@ -32,6 +32,7 @@ class _Parts(Protocol):
     temporal_encoder: Any
     pre_logits: nn.Linear | None
     head: nn.Linear
+    frame_pool: Any
 
     def modules(self) -> Iterator[nn.Module]: ...
 
@@ -63,6 +64,8 @@ def initialise(model: _Parts, *, embedding: str = "lecun", temporal_attention: s
                 nn.init.normal_(encoder.registers, std=0.02)
             if encoder.attention_pool is not None:
                 nn.init.xavier_uniform_(encoder.attention_pool.probe[0])
+    if model.frame_pool is not None:
+        nn.init.xavier_uniform_(model.frame_pool.probe[0])
     _lecun(model.embedding, model.config.tubelet[0], embedding)
     if model.pre_logits is not None:
         _lecun(model.pre_logits)

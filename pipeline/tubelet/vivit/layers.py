@@ -173,12 +173,13 @@ class Mlp(nn.Module):
 class AttentionPool(nn.Module):
     """Pooling by attention of one learned query, then an MLP with residual (big_vision's MAP head)."""
 
-    def __init__(self, config: ViViTConfig, heads: int, mlp: int) -> None:
+    def __init__(self, config: ViViTConfig, heads: int, mlp: int, dim: int | None = None) -> None:
         super().__init__()
-        self.probe = nn.Parameter(torch.empty(1, 1, config.dim))
-        self.attention = Attention(config.dim, heads, dropout=config.attention_dropout)
-        self.norm = nn.LayerNorm(config.dim, config.layer_norm_eps)
-        self.mlp = Mlp(config.dim, mlp, config.activation, config.dropout, shared=False)
+        dim = dim or config.dim
+        self.probe = nn.Parameter(torch.empty(1, 1, dim))
+        self.attention = Attention(dim, heads, dropout=config.attention_dropout)
+        self.norm = nn.LayerNorm(dim, config.layer_norm_eps)
+        self.mlp = Mlp(dim, mlp, config.activation, config.dropout, shared=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, P, d)` to `(…, d)`."""

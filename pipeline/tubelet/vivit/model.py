@@ -80,6 +80,8 @@ class Encoder(nn.Module):
             pooled = tokens[..., 0, :]
         else:
             patches = tokens[..., self.prefix :, :]
+            if self.classifier == "token_gap":
+                return torch.cat((tokens[..., 0, :], patches.mean(-2)), dim=-1)
             if self.attention_pool is not None:
                 pooled = apply(self.attention_pool, patches)
             elif self.classifier == "gmp":
@@ -116,8 +118,9 @@ class ViViT(nn.Module):
         self.embedding = nn.Linear(config.token_values, config.dim)
         self.encoder = _encoder(config)
         self.temporal_encoder = _temporal_encoder(config) if config.variant == "model2" else None
-        self.pre_logits = nn.Linear(config.dim, config.pre_logits) if config.pre_logits else None
-        self.head = nn.Linear(config.pre_logits or config.dim, config.classes)
+        self.pre_logits = nn.Linear(config.pooled_width, config.pre_logits) if config.pre_logits else None
+        self.head = nn.Linear(config.pre_logits or config.pooled_width, config.classes)
+        self.frame_pool = _frame_pool(config)
         self.reset_parameters()
 
     def forward(self, x: Tensor, features: bool = False) -> Logits | tuple[Logits, Tensor]:
@@ -147,11 +150,24 @@ class ViViT(nn.Module):
         return apply(self.temporal_encoder, frames.unsqueeze(1)).squeeze(1)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """`(B, n, d)` of `encode` to `(B, d)`."""
+        """`(B, n, d)` of `encode` to `(B, pooled width)`."""
         if self.config.variant == "average":
-            return tokens.mean(1)
+            return self._pool_frames(tokens)
         last = self.encoder if self.temporal_encoder is None else self.temporal_encoder
         return last.pool(tokens)
+
+    def _pool_frames(self, frames: Tensor) -> Tensor:
+        """`(B, n_t, frame width)` to `(B, pooled width)`."""
+        if self.frame_pool is not None:
+            return apply(self.frame_pool, frames)
+        mean = frames.mean(1)
+        if self.config.temporal_pool == "mean_std":
+            return torch.cat((mean, frames.std(1, correction=0)), dim=1)
+        if self.config.temporal_pool == "mean_diff":
+            # One frame has no neighbour, and no motion.
+            steps = frames.diff(dim=1).abs().sum(1) / max(frames.shape[1] - 1, 1)
+            return torch.cat((mean, steps), dim=1)
+        return mean
 
     def embed(self, x: Tensor) -> Tensor:
         """Tokens `(B, tokens, d)` without positions.
@@ -208,6 +224,13 @@ class ViViT(nn.Module):
             return x
         picked = sample_frames_uniformly(self.config.frames, self.config.sampled_frames)
         return torch.stack([x[:, index] for index in picked], dim=1)
+
+
+def _frame_pool(config: ViViTConfig) -> AttentionPool | None:
+    if config.temporal_pool != "attention":
+        return None
+    heads, mlp = config.temporal_heads or config.heads, config.temporal_mlp or config.mlp
+    return AttentionPool(config, heads, mlp, config.frame_width)
 
 
 def _encoder(config: ViViTConfig) -> Encoder:

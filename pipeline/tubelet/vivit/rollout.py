@@ -41,6 +41,8 @@ def attention_rollout(model: ViViT, x: Tensor) -> Tensor:
         frames = inner.new_full(inner.shape[:2], 1 / grid[0])
         if model.temporal_encoder is not None:
             frames = _through(model.temporal_encoder, seen)[:, 0]
+        elif model.frame_pool is not None:
+            frames = seen[model.frame_pool]["pool"]
         inner = inner / inner.sum(2, keepdim=True) * (frames / frames.sum(1, keepdim=True))[..., None]
     rolled = inner.reshape(inner.shape[0], *grid)
     return rolled / rolled.sum((1, 2, 3), keepdim=True)
@@ -138,6 +140,8 @@ def _start(weights: Weights, encoder: Encoder, seen: dict[nn.Module, Weights]) -
     row = like.new_zeros(B, T, P)
     if encoder.classifier in ("token", "0"):
         row[:, :, 0] = 1
+    elif encoder.classifier == "token_gap":
+        row[:, :, 0], row[:, :, encoder.prefix :] = 0.5, 0.5 / (P - encoder.prefix)
     elif encoder.attention_pool is not None:
         row[:, :, encoder.prefix :] = seen[encoder.attention_pool]["pool"].view(B, T, -1)
     else:

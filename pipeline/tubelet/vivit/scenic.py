@@ -62,7 +62,10 @@ def entries(config: ViViTConfig) -> list[Entry]:
             heads=heads,
             mlp=mlp,
         )
-    width = config.dim
+    width = config.pooled_width
+    if config.temporal_pool == "attention":
+        pool_heads, pool_mlp = config.temporal_heads or config.heads, config.temporal_mlp or config.mlp
+        found += _attention_pool("MAPHead_0", "frame_pool", config.frame_width, pool_heads, pool_mlp)
     if config.pre_logits:
         found += _linear("pre_logits", "pre_logits", (width, config.pre_logits))
         width = config.pre_logits
