@@ -242,8 +242,8 @@ def test_counts_add_up_to_what_find_counts(tmp_path: Path) -> None:
     rows = _rows(out)
     for path in ("train/run/a.jpg", "train/run/a.srt", "train/jump/b.json"):
         assert (rows[path]["status"], rows[path]["label"], rows[path]["split"]) == ("not_video", None, None)
-    for path in ("train/run/renamed.mp4", "train/jump/notes"):
-        assert (rows[path]["status"], rows[path]["error_code"]) == ("error", "not_video")
+    for path, code in (("train/run/renamed.mp4", "not_video"), ("train/jump/notes", "open_error")):
+        assert (rows[path]["status"], rows[path]["error_code"]) == ("error", code)
     assert rows["train/run/caf\\udce9.mp4"]["status"] == "ok"
     assert select(read_manifest(out), "train").num_rows == 5
     again = _index(str(src), out, update=True)

@@ -14,7 +14,6 @@ from tubelet.config import UserError
 from tubelet.corpus.fingerprint import Fingerprint, fingerprint
 from tubelet.corpus.manifest import (
     SCHEMA,
-    Manifest,
     ManifestSlices,
     is_manifest,
     key_of,
@@ -53,7 +52,7 @@ def test_round_trip(root: str, name: str) -> None:
     assert not is_manifest(out)
     write_manifest(_table(), out)
     assert is_manifest(out)
-    assert Manifest(out).read().equals(_table())
+    assert read_manifest(out).equals(_table())
     assert read_manifest(out, columns=["uri", "split"]).column_names == ["uri", "split"]
 
 

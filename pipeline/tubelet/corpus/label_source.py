@@ -42,6 +42,7 @@ class Examples:
         self._first: list[str] = []
 
     def add(self, name: str) -> None:
+        """One more."""
         self.count += 1
         if len(self._first) < _EXAMPLES:
             self._first.append(name)
@@ -109,10 +110,12 @@ class NoLabels:
         self.split_column: str | None = None
 
     def lookup(self, info: ObjectInfo) -> LabelRow:
+        """See :meth:`Labels.lookup`."""
         del info
         return NO_LABELS
 
     def check(self) -> list[str]:
+        """See :meth:`Labels.check`."""
         return []
 
 

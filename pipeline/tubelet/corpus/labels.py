@@ -1,4 +1,4 @@
-"""Labels of the videos: from a label file, or from the names of class folders.
+r"""Labels of the videos: from a label file, or from the names of class folders.
 
 A label file is a CSV (``,``, ``;`` or tab; UTF-8) or Parquet table with a header and one row per video:
 
@@ -9,7 +9,7 @@ A label file is a CSV (``,``, ``;`` or tab; UTF-8) or Parquet table with a heade
 - where present ``split`` and ``group`` (the person or the scene: a group never straddles two splits).
 
 A row names an object by its exact path or URI; failing that, the comparison is repeated with both sides in
-Unicode NFC, ``\\`` as ``/``, without leading ``./`` or ``/``, and without spaces at the ends of the cell.
+Unicode NFC, ``\`` as ``/``, without leading ``./`` or ``/``, and without spaces at the ends of the cell.
 Labels are Unicode NFC, whatever form the file or the folder has.
 """
 

@@ -91,18 +91,6 @@ def key_of(path: str) -> str:
     return hashlib.blake2b(path.encode("utf-8"), digest_size=16).hexdigest()
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """The manifest at ``uri``."""
-
-    uri: str
-    options: StorageOptions = DEFAULT_OPTIONS
-
-    def read(self, columns: list[str] | None = None) -> pa.Table:
-        """The rows, checked (see :func:`read_manifest`)."""
-        return read_manifest(self.uri, columns, options=self.options)
-
-
 def manifest_file(uri: str | os.PathLike[str]) -> str:
     """The Parquet file that holds the manifest named ``uri``."""
     root = storage.normalise_uri(uri)

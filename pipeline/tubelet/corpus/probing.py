@@ -93,7 +93,7 @@ class Prober:
                 raise UserError(
                     f"{error}\nnothing was written: mend it, then run the same command"
                 ) from error
-            if error.content is not None and (info.size_bytes or not promises_video(info.path)):
+            if error.content is not None and not promises_video(info.path):
                 return failed(ErrorCode.NOT_VIDEO, f"no video: {error.content}")
             return failed(error.code, str(error))
         except DecoderStartError:

@@ -59,6 +59,7 @@ class HashSplit:
         self.fractions = _parse_fractions(spec)
 
     def assign(self, key: str, path: str, row: LabelRow) -> Assigned:
+        """See :meth:`SplitRule.assign`."""
         del path
         return Assigned(self.place(key if row.group is None else row.group), row.group)
 
@@ -72,6 +73,7 @@ class HashSplit:
         return [name for name, fraction in self.fractions.items() if fraction > 0][-1]
 
     def check(self, counts: dict[str, int]) -> list[str]:
+        """See :meth:`SplitRule.check`."""
         empty = [name for name, fraction in self.fractions.items() if fraction > 0 and not counts.get(name)]
         if not empty:
             return []
@@ -96,6 +98,7 @@ class ColumnSplit:
         return Assigned(None if row.split is None else normalise_split(row.split), row.group)
 
     def check(self, counts: dict[str, int]) -> list[str]:
+        """See :meth:`SplitRule.check`."""
         if not counts:
             raise UserError(f"--split column:{self.column}: no object under SRC has a value in that column")
         return []
@@ -119,6 +122,7 @@ class GroupSplit:
             )
 
     def assign(self, key: str, path: str, row: LabelRow) -> Assigned:
+        """See :meth:`SplitRule.assign`."""
         del row
         found = self._regex.search(path)
         group = found.group(1) if found else None
@@ -129,6 +133,7 @@ class GroupSplit:
         return Assigned(self._hash.place(group), group)
 
     def check(self, counts: dict[str, int]) -> list[str]:
+        """See :meth:`SplitRule.check`."""
         if not self._groups:
             raise UserError(f"--split {self.spec}: the regex matches no path, for example {self._unmatched}")
         warnings = self._hash.check(counts)

@@ -14,10 +14,10 @@ class Status(StrEnum):
     """The video can be used; in predictions: it has an answer."""
     ERROR = "error"
     """It cannot, and ``error_code`` and ``error`` say why."""
-    NOT_VIDEO = "not_video"
-    """Of a manifest: content and name say that it is something else."""
     GONE = "gone"
     """Of a manifest: the object is no longer in the listing."""
+    NOT_VIDEO = "not_video"
+    """Of a manifest: content and name say that it is something else."""
 
 
 class ErrorCode(StrEnum):
