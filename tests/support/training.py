@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +103,7 @@ class Run:
     out: str
     killed_before: int | None = None
     overrides: tuple[str, ...] = ()
+    before_step: Callable[[int], None] | None = None  # called before the clips of a step are decoded
 
 
 class RecordedEvents:
@@ -165,7 +166,7 @@ def run_rank(rank: int, world: int, manifest: str, run: Run) -> RecordedEvents:
     job = job_of(prepared, plan, store)
     events = RecordedEvents()
     decoder = TrainDecoder(job.feed.stream)
-    batches = _decoded(rank, world, job, plan, decoder, run.killed_before)
+    batches = _decoded(rank, world, job, plan, decoder, run)
     Rank(job, RankInfo(rank, world, torch.device("cpu")), batches, targets_of(prepared), events).run()
     return events
 
@@ -190,12 +191,16 @@ def job_of(prepared: Prepared, plan: Plan, store: CheckpointStore) -> TrainJob:
 
 
 def _decoded(
-    rank: int, world: int, job: TrainJob, plan: Plan, decoder: TrainDecoder, killed_before: int | None
+    rank: int, world: int, job: TrainJob, plan: Plan, decoder: TrainDecoder, run: Run
 ) -> Iterator[Batch]:
     first, last = job.feed.checkpoints.newest() or 0, job.feed.total_steps
     for number, table in enumerate(plan.blocks(first, last, job.feed.shape(world))):
-        if table["step"][0].as_py() == killed_before and table["view"][0].as_py() < 0:
-            raise KilledError
+        if table["view"][0].as_py() < 0:
+            step = table["step"][0].as_py()
+            if step == run.killed_before:
+                raise KilledError
+            if run.before_step:
+                run.before_step(step)
         if number % world == rank:  # as equal blocks in order are dealt out
             yield decoder({name: table[name].to_numpy() for name in table.column_names})
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from tubelet.config import usable_cores
-from tubelet.training.loop import use_cores
+from tubelet.training.resources import use_cores
 
 
 @pytest.fixture(autouse=True)

@@ -143,8 +143,8 @@ def _repeated(folder: Path, manifest: str, name: str, recipe: tuple[str, ...]) -
     import torch
     from tubelet.training.build import make_job, plan_of, targets_of
     from tubelet.training.events import EventSender, start_event_queue
-    from tubelet.training.loop import Rank, RankInfo, use_cores
-    from tubelet.training.resources import plan_resources
+    from tubelet.training.loop import Rank, RankInfo
+    from tubelet.training.resources import plan_resources, use_cores
 
     prepared = _prepared(folder, manifest, f"repeated batch, {name}", recipe)
     queue = start_event_queue()

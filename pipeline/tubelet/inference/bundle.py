@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,10 +25,13 @@ from tubelet._version import NewerSchemaError
 from tubelet.clips import ClipSpec
 from tubelet.config import UserError
 from tubelet.inference.classifiers import classifier_folder, read_classifier
+from tubelet.inference.integrity import MARKER, what_is_torn
 from tubelet.storage import StorageOptions
 from tubelet.tracking import ModelLink, model_link, resolve_model
 from tubelet.tracking.registry import MODEL_FILE
 from tubelet.vivit import ViViT, load_model, read_header, save_model
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_OPTIONS = StorageOptions()
 
@@ -205,25 +209,33 @@ def find_file(uri: str, options: StorageOptions = DEFAULT_OPTIONS) -> str:
         if storage.name_of(uri).startswith("step-"):
             _check_complete(uri, options)
         return direct
+    if storage.stat(storage.join(uri, MARKER), options) is not None:
+        _check_complete(uri, options)  # a checkpoint whose model is gone
+    torn: list[str] = []
     checkpoints = storage.join(uri, "checkpoints")
     for name in sorted(storage.list_names(checkpoints, options), reverse=True):
         path = storage.join(checkpoints, name)
-        if _is_complete(path, options) and storage.stat(storage.join(path, MODEL_FILE), options) is not None:
+        if storage.stat(storage.join(path, MARKER), options) is None:
+            continue  # never finished
+        reason = what_is_torn(path, options)
+        if reason is None:
+            for line in torn:
+                logger.warning("checkpoint %s: skipped, %s is taken instead", line, name)
             return storage.join(path, MODEL_FILE)
+        torn.append(f"{name} is damaged ({reason})")
+    more = f" ({'; '.join(torn)})" if torn else ""
     raise UserError(
-        f"no model at {uri}: neither {MODEL_FILE} nor a complete checkpoint is there; "
+        f"no model at {uri}: neither {MODEL_FILE} nor a complete checkpoint is there{more}; "
         "give a train --out folder, models:/NAME@ALIAS, runs:/ID, or hf:NAME of a video classifier"
     )
 
 
-def _is_complete(folder: str, options: StorageOptions) -> bool:
-    return storage.stat(storage.join(folder, "COMPLETE"), options) is not None
-
-
 def _check_complete(folder: str, options: StorageOptions) -> None:
-    if not _is_complete(folder, options):
+    reason = what_is_torn(folder, options)
+    if reason is not None:
         raise UserError(
-            f"the checkpoint {folder} is incomplete: give the train --out folder, or an older checkpoint"
+            f"the checkpoint {folder} is incomplete ({reason}): give the train --out folder, or an older "
+            "checkpoint"
         )
 
 

@@ -7,19 +7,18 @@ raw weights) and ``told.json`` (the figures since the checkpoint before). Nothin
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tubelet import storage
+from tubelet.inference.integrity import MARKER, marker_of, what_is_torn
 from tubelet.storage import StorageOptions, with_retries
 
-MARKER = "COMPLETE"
 _NAME = re.compile(r"step-(\d{8,})")
 
 # How long one upload is tried again, and the first and the longest pause: longer than a store's usual hiccup.
@@ -44,15 +43,33 @@ class CheckpointStore:
         return [step for step in self._all_steps() if self.is_complete(step)]
 
     def newest(self) -> int | None:
-        """Step of the newest complete checkpoint; None where there is none."""
+        """Step of the newest checkpoint that is whole; None where there is none."""
+        return self.newest_and_torn()[0]
+
+    def newest_and_torn(self) -> tuple[int | None, dict[int, str]]:
+        """Step of the newest whole checkpoint, and what is wrong with later ones that have a marker."""
+        torn: dict[int, str] = {}
         for step in reversed(self._all_steps()):
-            if self.is_complete(step):
-                return step
-        return None
+            reason = what_is_torn(self.uri(step), self.options)
+            if reason is None:
+                return step, torn
+            if storage.exists(storage.join(self.uri(step), MARKER), self.options):
+                torn[step] = reason
+        return None, torn
 
     def is_complete(self, step: int) -> bool:
-        """Whether the marker, which is written last, is there."""
-        return storage.exists(storage.join(self.uri(step), MARKER), self.options)
+        """Whether the marker, which is written last, is there, and the files have the sizes it says."""
+        return what_is_torn(self.uri(step), self.options, digests=False) is None
+
+    def fetch_newest(self, folder: Path) -> tuple[int, Path] | None:
+        """Step and files of the newest whole checkpoint, fetched as :meth:`fetch` does."""
+        for step in reversed(self._all_steps()):
+            # What is downloaded is read once: its digests are compared on this machine.
+            if self.is_complete(step):
+                files = self.fetch(step, folder / str(step))
+                if what_is_torn(str(files)) is None:
+                    return step, files
+        return None
 
     def fetch(self, step: int, folder: Path) -> Path:
         """The files of a checkpoint on this machine: in place where ``out`` is local, else in ``folder``."""
@@ -61,23 +78,28 @@ class CheckpointStore:
         storage.download_dir(self.uri(step), folder, self.options)
         return folder
 
-    def publish(self, step: int, files: Path, *, keep: int | None = None) -> None:
+    def publish(self, step: int, files: Path, *, keep: Collection[int] = ()) -> None:
         """Copy ``files`` to the checkpoint of ``step``, then its marker, then delete what is not retained.
 
-        ``keep``: a step that retention spares, such as the best.
+        ``keep``: steps that retention spares, such as the best.
         """
         target = self.uri(step)
         if step in self._all_steps():
             self._delete(step)  # a part of an earlier try: its files must not mix with these
-        sizes = {file.name: file.stat().st_size for file in sorted(files.iterdir())}
+        marker = marker_of(step, files)
         storage.upload_dir(files, target, self.options)
-        marker = json.dumps({"step": step, "files": sizes}).encode()
         storage.write_bytes(storage.join(target, MARKER), marker, self.options)
         self._retain(keep)
 
-    def _retain(self, keep: int | None) -> None:
+    def withdraw_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps than ``step``."""
+        for later in self._all_steps():
+            if later > step:
+                self._delete(later)
+
+    def _retain(self, keep: Collection[int]) -> None:
         complete = self.steps()
-        spared = {*complete[-self.retain :], keep}
+        spared = {*complete[-self.retain :], *keep}
         for step in self._all_steps():
             if step not in spared and step < complete[-1]:
                 self._delete(step)
@@ -113,7 +135,7 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
         self.retries = 0
 
-    def save(self, step: int, write: Callable[[Path], None], *, keep: int | None = None) -> None:
+    def save(self, step: int, write: Callable[[Path], None], *, keep: Collection[int] = ()) -> None:
         """``write`` puts files into an empty local folder; they are published while training goes on.
 
         Raises:
@@ -145,7 +167,7 @@ class CheckpointWriter:
         finally:
             self._pool.shutdown()
 
-    def _publish(self, step: int, folder: Path, keep: int | None) -> None:
+    def _publish(self, step: int, folder: Path, keep: Collection[int]) -> None:
         try:
             with_retries(
                 lambda: self._store.publish(step, folder, keep=keep),

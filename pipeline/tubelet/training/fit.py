@@ -16,18 +16,18 @@ from typing import Any
 
 import ray
 import ray.train
-import ray.train.v2.api.exceptions
 from ray.train.torch import TorchTrainer
 
 from tubelet import storage
-from tubelet.config import UserError
 from tubelet.inference.bundle import ModelBundle
 from tubelet.progress import ProgressLine
 from tubelet.tracking import Tracker
 from tubelet.training.build import make_job
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.events import Record, start_event_queue
+from tubelet.training.failures import Reasons, diverged, root_cause, too_many_errors
 from tubelet.training.feed import NAME, Feed
+from tubelet.training.health import Outcome
 from tubelet.training.job import TrainJob
 from tubelet.training.loop import train_worker
 from tubelet.training.prepare import Prepared, write_record
@@ -55,12 +55,15 @@ class Progress:
 
     step: int = 0
     outcome: str = ""
+    problem: str = ""
+    judged: tuple[int, int] = (0, 0)  # of the clips that the run was judged by: failed, all
     failed: int = 0
     restarts: int = -1
     first_step: int = 0
     figures: dict[str, float] = field(default_factory=dict)
     validation: dict[str, float] = field(default_factory=dict)
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
+    reasons: Reasons = field(default_factory=Reasons)
     stall_s: float = 0.0
     steps_s: float = 0.0
     timed_steps: int = 0
@@ -160,7 +163,7 @@ def _train(prepared: Prepared, resources: Resources, tracker: Tracker) -> Progre
     progress = Progress()
     store = CheckpointStore(storage.normalise_uri(request.out), request.options)
     if store.newest() == prepared.total_steps:
-        progress.step, progress.outcome = prepared.total_steps, "done"  # only publishing was left to do
+        progress.step, progress.outcome = prepared.total_steps, Outcome.DONE  # only publishing was left to do
         return progress
     if len(ray.nodes()) == 1:
         # Nobody takes away the only node with notice; the watcher would cost a process.
@@ -179,21 +182,10 @@ def _train(prepared: Prepared, resources: Resources, tracker: Tracker) -> Progre
             _drain_events(queue, progress, tracker, line)
     _log_failures(progress, tracker)
     if errors:
-        raise _root_cause(errors[0])
-    if progress.outcome == "stopped":
+        raise root_cause(errors[0])
+    if progress.outcome == Outcome.STOPPED:
         raise StoppedError(reasons[0] if reasons else "request", progress.step)
     return progress
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """The error of a rank rather than pages about all of them."""
-    if not isinstance(error, ray.train.v2.api.exceptions.WorkerGroupError):
-        return error
-    rank, cause = next(iter(error.worker_failures.items()), (0, error))
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    failed = RuntimeError(f"rank {rank} failed: {lines[-1] if lines else type(cause).__name__}")
-    failed.__cause__ = error
-    return failed
 
 
 def _log_failures(progress: Progress, tracker: Tracker) -> None:
@@ -241,14 +233,20 @@ def _drain_events(queue: Any, progress: Progress, tracker: Tracker, line: Progre
             line.done = progress.step = progress.first_step = record["step"]
         elif record["kind"] == "step":
             _on_step(record, progress, tracker, line)
+        elif record["kind"] == "empty step":
+            progress.step = record["step"]
+            progress.failed += record["failed"]
+            line.advance(1, errors=progress.failed)
         elif record["kind"] == "failure":
+            progress.reasons.add(record["code"], record["uri"], record["error"])
             if len(progress.failures) < MAX_FAILURES:
                 progress.failures[record["uri"]] = (record["code"], record["error"])
         elif record["kind"] == "validation":
             progress.validation = record["figures"]
             tracker.log_metrics({f"val/{name}": v for name, v in record["figures"].items()}, record["step"])
         elif record["kind"] == "end":
-            progress.step, progress.outcome = record["step"], record["outcome"]
+            progress.step, progress.outcome = record["saved"], record["outcome"]
+            progress.problem, progress.judged = record["problem"], (record["failed"], record["clips"])
 
 
 def _on_step(record: Record, progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
@@ -264,7 +262,7 @@ def _on_step(record: Record, progress: Progress, tracker: Tracker, line: Progres
         progress.timed_steps += 1
     line.advance(
         1,
-        loss=figures["loss"],
+        loss=figures.get("loss", "none"),
         clips_per_s=figures["clips_per_s"],
         data_stall=figures["data_stall"],
         errors=progress.failed,
@@ -275,12 +273,16 @@ def _on_step(record: Record, progress: Progress, tracker: Tracker, line: Progres
 
 
 def _raise_outcome(prepared: Prepared, progress: Progress) -> None:
-    if progress.outcome == "too many errors":
-        limit = prepared.request.recipe.max_error_rate
-        raise UserError(
-            f"more than {limit:.0%} of the clips ({progress.failed} by step {progress.step}) failed: "
-            "see which with `tubelet index --update`, or raise max_error_rate="
-        )
+    request = prepared.request
+    recipe = request.recipe
+    store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+    if progress.outcome == Outcome.TOO_MANY_ERRORS:
+        limit = recipe.max_error_rate
+        raise too_many_errors(*progress.judged, limit, progress.reasons, store.newest() or 0)
+    if progress.outcome == Outcome.DIVERGED:
+        newest = store.newest()
+        kept = None if newest is None else store.uri(newest)
+        raise diverged(progress.problem, recipe.optimiser.lr, recipe.precision, kept)
 
 
 def _publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
@@ -291,14 +293,15 @@ def _publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tubelet-final-") as folder:
         final = _stamped(store, total, Path(folder), tracker)
         notes = final.metadata
-        best = (notes.get("best") or {}).get("step", total)
+        # Without validation no step is better than another.
+        best: int | None = (notes.get("best") or {}).get("step")
         version = tracker.log_model(Path(folder) / "step", name, alias="final", step=total)
-        best_version = version
-        if best != total and store.is_complete(best):
+        best_version = version if best == total else None
+        if best is not None and best != total and store.is_complete(best):
             with tempfile.TemporaryDirectory(prefix="tubelet-best-") as other:
                 _stamped(store, best, Path(other), tracker)
                 best_version = tracker.log_model(Path(other) / "step", name, alias="best", step=best)
-        elif version is not None:
+        elif best == total and version is not None:
             tracker.set_alias(name, "best", version)
         local = Path(folder) / "step" / MODEL_FILE
         storage.upload_file(local, storage.join(request.out, MODEL_FILE), request.options)

@@ -31,6 +31,8 @@ RESUMABLE = frozenset(
         "evaluation",
         "prefetch",
         "max_failures",
+        "max_error_rate",
+        "max_skipped_steps",
     }
 )
 
@@ -174,7 +176,10 @@ class Recipe(Settings):
     # Checkpoints and errors
     checkpoint_every: Count = 500  # steps
     retain: Count = 3  # newest complete checkpoints kept; the best is kept besides
-    max_error_rate: Share = 0.2  # share of undecodable clips that ends the run
+    max_error_rate: Share = 0.2  # share of undecodable clips, among the last thousand, that ends the run
+    # fp16: steps in a row that may be left out because a gradient is not finite. Its loss scale starts at
+    # 2^16 and is halved each time; other precisions end at the first such step.
+    max_skipped_steps: Whole = 24
 
     optimiser: OptimiserSettings = OptimiserSettings()
     schedule: ScheduleSettings = ScheduleSettings()

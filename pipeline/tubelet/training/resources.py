@@ -5,12 +5,14 @@ Ranks that take all CPUs leave none to decode, and the job hangs without a word.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
+import torch
 
-from tubelet.config import UserError
+from tubelet.config import UserError, usable_cores
 from tubelet.training.recipe import Recipe
 from tubelet.training.stream import PLAN_CPUS, REPARTITION_CPUS
 
@@ -82,3 +84,18 @@ def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str]) -> fl
         )
     # Two digits, rounded down: Ray counts in ten-thousandths, and a hair too much never fits.
     return int(min(1.0, left / workers) * 100) / 100
+
+
+def use_cores(local_ranks: int) -> None:
+    """Share the machine's cores among its ranks; Ray would give each as many threads as it reserved CPUs.
+
+    ``TUBELET_RANK_CORES`` (Linux's numbers, such as ``0,1``) names cores for the ranks of a machine instead:
+    what is kept from these then does not take turns with the ranks.
+    """
+    named = os.environ.get("TUBELET_RANK_CORES")
+    if named:
+        cores = {int(core) for core in named.split(",")}
+        os.sched_setaffinity(0, cores)  # this thread, and those it starts
+        torch.set_num_threads(max(1, len(cores) // local_ranks))
+    elif not torch.cuda.is_available():
+        torch.set_num_threads(max(1, usable_cores() // local_ranks))

@@ -49,11 +49,11 @@ class TrainState:
     def start(cls, job: TrainJob, device: torch.device) -> TrainState:
         """At the newest complete checkpoint, or at step 0 with the initial weights."""
         store = job.feed.checkpoints
-        step = store.newest()
         with tempfile.TemporaryDirectory(prefix="tubelet-load-") as folder:
-            if step is None:
+            newest = store.fetch_newest(Path(folder))
+            if newest is None:
                 return cls(job, ModelBundle.load(job.initial, options=store.options).model, device, 0)
-            files = store.fetch(step, Path(folder))
+            step, files = newest
             saved = _read(files / STATE_FILE)
             model, metadata = load_model(files / MODEL_FILE)
             averages = dict(model.state_dict())
@@ -110,6 +110,12 @@ class TrainState:
             self.ema.update(self.model)
         self.step += 1
         return norm
+
+    def skip(self) -> Tensor:
+        """Leave out the update of a global batch without weight; returns a norm of 0."""
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        return torch.zeros(())
 
     # ---- checkpoints
 

@@ -23,13 +23,14 @@ class Scores:
     """``values`` by name; ``main`` is the one that picks the best checkpoint, the higher the better.
 
     Of the first head, to compare later predictions with: ``share``, how often each class came first, and
-    ``confidence``, the mean score of the class that did.
+    ``confidence``, the mean score of the class that did. ``finite``: whether all logits are numbers.
     """
 
     values: dict[str, float]
     main: float
     share: tuple[float, ...] = ()
     confidence: float | None = None
+    finite: bool = True
 
 
 class Validator:
@@ -78,6 +79,8 @@ class Validator:
         failed = {"failed_videos": float((~decoded).sum())}
         if not bool(decoded.any()):
             return Scores(failed, 0.0)
+        if not bool(torch.isfinite(sums[decoded]).all()):
+            return Scores(failed, 0.0, finite=False)
         scores = _multi_label(heads, targets) if self._multilabel else _single_label(heads, targets)
         first = next(iter(heads.values()))
         top = (first.sigmoid() if self._multilabel else first.softmax(-1)).max(-1)
