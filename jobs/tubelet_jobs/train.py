@@ -45,14 +45,15 @@ def command(config: TrainOptions) -> None:
     interrupted goes on where its newest checkpoint is: the same command with --resume.
     """
     from tubelet.storage.lock import OutputLock
-    from tubelet.training.prepare import prepare
+    from tubelet.training.prepare import leaves_no_false_start, prepare
 
     prepared = prepare(config.request())
     say(prepared.plan_text())
     if config.dry_run:
         print_summary({"dry_run": True, "steps": prepared.total_steps, "videos": len(prepared.examples)})
         return
-    with OutputLock(config.out, job="tubelet train", options=config.options):
+    lock = OutputLock(config.out, job="tubelet train", options=config.options)
+    with lock, leaves_no_false_start(prepared):
         from tubelet.training import fit as fit_module
         from tubelet.training.build import initial_model
 

@@ -8,9 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from support.training import RECIPE, write_corpus
+from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.manifest import read_manifest, write_manifest
-from tubelet.training.prepare import prepare, write_record
+from tubelet.training.build import initial_model
+from tubelet.training.checkpoint import CheckpointStore
+from tubelet.training.prepare import Prepared, leaves_no_false_start, prepare, write_record
 from tubelet.training.request import Request
 from tubelet_jobs.recipes import load_recipe
 
@@ -117,4 +120,45 @@ def test_validation_leaves_out_classes_that_are_not_trained(manifest: str, tmp_p
     write_manifest(table.set_column(place, table.schema.field("label"), label), target)
     prepared = prepare(request(target, tmp_path / "out"))
     assert prepared.validation is None
+    assert "no labelled videos in split 'val'" not in prepared.plan_text()
+    assert "none of the videos in split 'val' has a class that is trained" in prepared.plan_text()
     assert prepare(request(manifest, tmp_path / "out")).validation is not None
+
+
+def test_plan_says_how_many_videos_each_split_has(manifest: str, tmp_path: Path) -> None:
+    text = prepare(request(manifest, tmp_path / "out")).plan_text()
+    assert "labelled videos per split: train 4, val 2" in text
+    assert "not validated" not in text
+    alone = write_corpus(tmp_path / "alone", {"train": 4})
+    text = prepare(request(alone, tmp_path / "out")).plan_text()
+    assert "no labelled videos in split 'val': the run is not validated, and no step is called best" in text
+
+
+def false_start(prepared: Prepared, error: BaseException) -> None:
+    with leaves_no_false_start(prepared):
+        initial_model(prepared)
+        write_record(prepared, "run-id")
+        raise error
+
+
+def test_false_start_leaves_nothing_that_the_same_command_refuses(manifest: str, tmp_path: Path) -> None:
+    asked = request(manifest, tmp_path / "out")
+    for error in (UserError("the cluster is too small"), KeyboardInterrupt()):
+        prepared = prepare(asked)
+        with pytest.raises(type(error)):
+            false_start(prepared, error)
+        assert not storage.exists(asked.out)
+    # What a killed process leaves before the run began is no run either.
+    initial_model(prepare(asked))
+    prepare(asked)
+
+
+def test_failure_after_a_checkpoint_keeps_the_run(manifest: str, tmp_path: Path) -> None:
+    prepared = prepare(request(manifest, tmp_path / "out"))
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "model.safetensors").write_text("weights")
+    CheckpointStore(prepared.request.out).publish(2, tmp_path / "files")
+    with pytest.raises(UserError, match="the store is gone"):
+        false_start(prepared, UserError("the store is gone"))
+    with pytest.raises(UserError, match="add --resume"):
+        prepare(request(manifest, tmp_path / "out"))

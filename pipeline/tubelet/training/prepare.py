@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +20,7 @@ from tubelet.corpus.selection import select
 from tubelet.inference.bundle import ModelBundle
 from tubelet.storage import StorageOptions
 from tubelet.tracking.registry import MODEL_FILE
+from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.examples import Examples, load_examples
 from tubelet.training.initial import Init, read_init
 from tubelet.training.recipe import Recipe
@@ -41,16 +45,41 @@ class Prepared:
     total_steps: int
     warmup_steps: int
     record: dict[str, Any] | None
+    start: int = 0
+    """Step of the checkpoint that the run goes on from."""
+    torn: Mapping[int, str] = field(default_factory=dict)
+    """Later checkpoints that are damaged, with the reasons."""
 
     def plan_text(self) -> str:
-        """What the run would do, in a line or two."""
+        """What the run would do, in a few lines."""
         recipe = self.request.recipe
         classes = ", ".join(f"{len(names)} classes of {head}" for head, names in self.examples.labels.items())
-        return (
+        where = "the start" if not self.start else f"step {self.start}"
+        lines = [f"checkpoint step {s} is damaged ({why}): skipped" for s, why in self.torn.items()]
+        if self.record is not None:
+            lines.append(f"resumes from {where}")
+        if self.validation is None:
+            split = recipe.evaluation.split
+            why = (
+                f"none of the videos in split {split!r} has a class that is trained"
+                if split in self.split_sizes()
+                else f"no labelled videos in split {split!r}"
+            )
+            lines.append(f"{why}: the run is not validated, and no step is called best")
+        line = (
             f"train {recipe.model} on {len(self.examples)} videos ({classes}), clips {self.spec.sampling}: "
             f"{self.total_steps} steps of {recipe.batch} clips on {recipe.workers} ranks, "
             f"{self.total_steps * recipe.batch / len(self.examples):.1f} epochs; output {self.request.out}"
         )
+        splits = ", ".join(f"{name} {count}" for name, count in self.split_sizes().items())
+        return "\n".join([line, f"labelled videos per split: {splits}", *lines])
+
+    def split_sizes(self) -> dict[str, int]:
+        """Labelled videos of each split of the manifest that can be used, the largest first."""
+        rows = self.table
+        for column in self.request.recipe.head_columns.values():
+            rows = select(rows, None, labelled=True, head=column)
+        return dict(Counter(name or "(none)" for name in rows["split"].to_pylist()).most_common())
 
 
 def prepare(request: Request) -> Prepared:
@@ -68,7 +97,12 @@ def prepare(request: Request) -> Prepared:
     config = _model_config(request, record, examples.labels)
     spec = _clip_spec(recipe, config)
     total, warmup = recipe.length(len(examples))
-    return Prepared(request, table, examples, validation, config, spec, total, warmup, record)
+    start, torn = None, dict[int, str]()
+    if record is not None:
+        start, torn = CheckpointStore(storage.normalise_uri(request.out), options).newest_and_torn()
+    return Prepared(
+        request, table, examples, validation, config, spec, total, warmup, record, start or 0, torn
+    )
 
 
 def _model_config(
@@ -165,10 +199,34 @@ def write_record(prepared: Prepared, run_id: str) -> None:
     storage.write_bytes(target, json.dumps(record, indent=1).encode(), prepared.request.options)
 
 
+@contextmanager
+def leaves_no_false_start(prepared: Prepared) -> Iterator[None]:
+    """Takes back what a run has put into its new output, where it fails inside before any checkpoint.
+
+    Else the same command, with its mistake mended, would be refused because the output exists.
+    """
+    try:
+        yield
+    except BaseException:
+        request = prepared.request
+        store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+        if not request.resume and not store.steps():
+            # The store may be what failed; the error to show is the first one.
+            with suppress(Exception):
+                storage.delete_tree(storage.join(request.out, "_train"), request.options)
+                store.withdraw_after(-1)
+        raise
+
+
+def _is_free(out: str, options: StorageOptions) -> bool:
+    """Whether nothing is at ``out`` but what a run leaves that never began (a lock, initial weights)."""
+    return not storage.exists(out, options) or set(storage.list_names(out, options)) <= {"_lock", "_train"}
+
+
 def _check_out(request: Request) -> dict[str, Any] | None:
     out, options = request.out, request.options
     record = read_record(out, options)
-    if request.resume or not storage.exists(out, options):
+    if request.resume or (record is None and _is_free(out, options)):
         if record is None and storage.exists(storage.join(out, "model.safetensors"), options):
             raise UserError(f"{out} holds a model that no run here made: choose another --out")
         return record
