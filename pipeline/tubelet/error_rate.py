@@ -18,6 +18,34 @@ WINDOW = 1000
 _AT_LEAST = 10
 
 
+class ErrorWindow:
+    """Failures among the last ``size`` rows, kept per batch of rows.
+
+    Attributes:
+        rows: how many the window holds; more than ``size`` by a part of the oldest batch.
+        failed: how many of them failed.
+    """
+
+    def __init__(self, size: int = WINDOW) -> None:
+        self._size = size
+        self._batches: deque[tuple[int, int]] = deque()  # rows, failed
+        self.rows = self.failed = 0
+
+    def add(self, rows: int, failed: int) -> None:
+        """Count a batch; those that are no longer needed to fill the window go."""
+        self._batches.append((rows, failed))
+        self.rows += rows
+        self.failed += failed
+        while self.rows - self._batches[0][0] >= self._size:
+            old, old_failed = self._batches.popleft()
+            self.rows -= old
+            self.failed -= old_failed
+
+    def exceeds(self, rate: float) -> bool:
+        """Whether more than a share ``rate`` of the rows failed."""
+        return self.failed > rate * self.rows
+
+
 class ErrorRate:
     """Watches the share of failures among the last thousand rows.
 
@@ -31,8 +59,7 @@ class ErrorRate:
         self.maximum, self._advice, self._at_least = maximum, advice, at_least
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
-        self._last: deque[bool] = deque(maxlen=WINDOW)
-        self._failed = 0
+        self._window = ErrorWindow()
 
     def see(self, code: str | None, reason: str | None = None) -> None:
         """One more row; ``code`` is None where it is well.
@@ -40,15 +67,12 @@ class ErrorRate:
         Raises:
             UserError: more than the allowed share of the last thousand failed.
         """
-        if len(self._last) == WINDOW:
-            self._failed -= self._last[0]
-        self._last.append(code is not None)
+        self._window.add(1, int(code is not None))
         if code is not None:
-            self._failed += 1
             self.reasons[code] += 1
             self.examples.setdefault(code, reason or "")
-        if len(self._last) == WINDOW:
-            self.check(self._failed, WINDOW, self.reasons, self.examples)
+        if self._window.rows == WINDOW:
+            self.check(self._window.failed, WINDOW, self.reasons, self.examples)
 
     def judge(self, rows: int, errors: Mapping[str, int], examples: Mapping[str, str]) -> None:
         """The job is done; one of less than a thousand rows is judged by all that it made of them.
@@ -67,12 +91,15 @@ class ErrorRate:
         """
         if failed <= self.maximum * rows:
             return
-        commonest = sorted(reasons.items(), key=lambda item: -item[1])[:3]
-        told = "; ".join(
-            f"{count} {code} ({examples.get(code) or 'no message'})" for code, count in commonest
-        )
+        told = commonest(reasons, examples)
         raise UserError(
             f"{failed} of the last {rows} videos failed, more than --max-error-rate "
             f"{self.maximum:g}: {told}.\n"
             f"{self._advice}, or raise --max-error-rate"
         )
+
+
+def commonest(reasons: Mapping[str, int], examples: Mapping[str, str]) -> str:
+    """The three commonest codes with their numbers and an example of each."""
+    found = sorted(reasons.items(), key=lambda item: -item[1])[:3]
+    return "; ".join(f"{count} {code} ({examples.get(code) or 'no message'})" for code, count in found)

@@ -6,18 +6,17 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 
 from tubelet.config import UserError
+from tubelet.error_rate import WINDOW, commonest
 
-# The reasons of so many failed clips are counted: those of the window that a run is judged by.
-_KEPT = 1000
 # What the store, the network or the machine did; nothing of it is the file's fault.
 _OUTAGES = frozenset({"not_found", "denied", "changed", "io_error", "timeout", "crash", "out_of_memory"})
 
 
 class Reasons:
-    """The latest failures of clips, by code, with an example of each."""
+    """The failures of clips that a run is judged by, by code, with an example of each."""
 
     def __init__(self) -> None:
-        self._codes: deque[str] = deque(maxlen=_KEPT)
+        self._codes: deque[str] = deque(maxlen=WINDOW)
         self._examples: dict[str, str] = {}
 
     def add(self, code: str, uri: str, error: str) -> None:
@@ -25,10 +24,9 @@ class Reasons:
         self._codes.append(code)
         self._examples[code] = f"{uri}: {error.splitlines()[0] if error else 'no message'}"
 
-    def commonest(self, count: int = 3) -> str:
+    def commonest(self) -> str:
         """The commonest codes with their numbers, and an example of each."""
-        found = Counter(self._codes).most_common(count)
-        return "; ".join(f"{number} {code} ({self._examples[code]})" for code, number in found)
+        return commonest(Counter(self._codes), self._examples)
 
     @property
     def is_outage(self) -> bool:

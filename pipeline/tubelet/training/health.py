@@ -6,12 +6,12 @@ Every rank sees the same totals of each global batch, so all come to the same ve
 from __future__ import annotations
 
 import math
-from collections import deque
 from enum import StrEnum
+
+from tubelet.error_rate import ErrorWindow
 
 # Failed clips are judged once this many were seen, so that one broken video at the start ends nothing.
 JUDGED_CLIPS = 64
-WINDOW_CLIPS = 1000
 # Failed clips beyond those that the limit allows that make a run suspicious.
 _EXCESS_CLIPS = 2
 # That many clips in a row of batches without any good one are an outage, not a few bad files.
@@ -32,30 +32,6 @@ class Outcome(StrEnum):
         return self in {Outcome.DONE, Outcome.STOPPED}
 
 
-class Window:
-    """Failed clips among the last ``size_clips``, kept per global batch."""
-
-    def __init__(self, size_clips: int) -> None:
-        self._size_clips = size_clips
-        self._batches: deque[tuple[int, int]] = deque()  # clips, failed
-        self.clips = self.failed = 0
-
-    @property
-    def rate(self) -> float:
-        """Share that failed."""
-        return self.failed / max(1, self.clips)
-
-    def add(self, clips: int, failed: int) -> None:
-        """Count a global batch; those that are no longer needed to fill the window go."""
-        self._batches.append((clips, failed))
-        self.clips += clips
-        self.failed += failed
-        while self.clips - self._batches[0][0] >= self._size_clips:
-            old, old_failed = self._batches.popleft()
-            self.clips -= old
-            self.failed -= old_failed
-
-
 class Health:
     """The verdict on a run after each of its steps.
 
@@ -67,7 +43,7 @@ class Health:
 
     def __init__(self, max_error_rate: float, max_skipped_steps: int | None) -> None:
         self._max_error_rate, self._max_skipped_steps = max_error_rate, max_skipped_steps
-        self.window = Window(WINDOW_CLIPS)
+        self.window = ErrorWindow()
         self._skipped_steps = self._lost_clips = 0
         # A cumulative sum (CUSUM): failures beyond the limit since the step that it last was 0 before.
         self._excess, self._excess_since = 0.0, 0
@@ -81,7 +57,7 @@ class Health:
         if not self._excess:
             self._excess_since = step
         self._excess = max(0.0, self._excess + failed - self._max_error_rate * clips)
-        too_many = self.window.clips >= JUDGED_CLIPS and self.window.rate > self._max_error_rate
+        too_many = self.window.rows >= JUDGED_CLIPS and self.window.exceeds(self._max_error_rate)
         return Outcome.TOO_MANY_ERRORS if too_many else Outcome.DONE
 
     @property

@@ -148,7 +148,7 @@ class Rank:
             outcome=str(outcome),
             problem=self.health.problem,
             failed=self.health.window.failed,
-            clips=self.health.window.clips,
+            clips=self.health.window.rows,
         )
         self.events.flush()
 
