@@ -40,6 +40,55 @@ def test_store_stopped_for_30_seconds(
         check(train, undisturbed, summary)
 
 
+def test_videos_vanish_and_come_back(manifest: str, undisturbed: Path, tmp_path: Path) -> None:
+    """The run ends and says why; what it had learned before is there, and a resume goes on from it."""
+    train = Train(manifest, str(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db")
+    videos = Path(manifest).with_name("videos")
+    process = train.start()
+    train.wait_for_step(process, 10)
+    videos.rename(videos.with_name("away"))
+    try:
+        _, err = process.communicate(timeout=600)
+    finally:
+        videos.with_name("away").rename(videos)
+    print(err)
+    assert process.returncode == 1
+    assert "not_found" in err
+    assert "This is no fault of the files" in err
+    assert is_complete(train.out, 10)
+    summary = train.run("--resume")
+    check(train, undisturbed, summary)
+
+
+def test_diverged_run_registers_nothing(manifest: str, tmp_path: Path) -> None:
+    train = Train(manifest, str(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db")
+    process = train.start("lr=1e30")
+    _, err = process.communicate(timeout=600)
+    print(err)
+    assert process.returncode == 1
+    assert "is not a finite number; nothing was registered" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    client = train.client()
+    assert not client.search_registered_models()
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert [run.info.status for run in runs] == ["FAILED"]
+
+
+def test_failed_start_says_why_and_leaves_nothing(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = Train(manifest, str(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("TUBELET_RANK_CORES", "4095")  # a core that no machine has
+    process = train.start("max_failures=0", "max_steps=2")
+    _, err = process.communicate(timeout=600)
+    print(err)
+    assert process.returncode == 1
+    assert "rank 0 failed: OSError: [Errno 22] Invalid argument" in err
+    monkeypatch.delenv("TUBELET_RANK_CORES")
+    train.run("max_failures=0", "max_steps=2")
+
+
 def test_tracking_server_stopped_for_a_minute(manifest: str, undisturbed: Path, tmp_path: Path) -> None:
     port = free_port()
     train = Train(manifest, str(tmp_path / "run"), f"http://127.0.0.1:{port}")

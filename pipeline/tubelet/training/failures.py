@@ -7,9 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from tubelet.config import UserError
 from tubelet.error_rate import WINDOW, commonest
-
-# What the store, the network or the machine did; nothing of it is the file's fault.
-_OUTAGES = frozenset({"not_found", "denied", "changed", "io_error", "timeout", "crash", "out_of_memory"})
+from tubelet.video import TRANSIENT
 
 
 class Reasons:
@@ -31,7 +29,7 @@ class Reasons:
     @property
     def is_outage(self) -> bool:
         """Whether most of them are the store's, the network's or the machine's doing."""
-        outages = sum(code in _OUTAGES for code in self._codes)
+        outages = sum(code in TRANSIENT for code in self._codes)
         return 2 * outages > len(self._codes)
 
 
