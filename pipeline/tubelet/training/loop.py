@@ -335,11 +335,11 @@ class Rank:
             self.health.diverged("validation", step)
             return False
         best = self.notes["best"]
-        if counts and (best is None or scores.main > best["score"]):
+        if counts and math.isfinite(scores.main) and (best is None or scores.main > best["score"]):
             self.notes["best"] = {"step": step, "score": scores.main}
         names = next(iter(self.job.labels.values()))
         self.notes["validation"] = {
-            "scores": scores.values,
+            "scores": _finite(scores.values),
             "share": dict(zip(names, scores.share, strict=False)),
             "confidence": scores.confidence,
         }
