@@ -17,7 +17,8 @@ from tubelet import storage
 from tubelet.config import UserError
 from tubelet.inference.bundle import ModelBundle
 from tubelet.training.checkpoint import CheckpointStore
-from tubelet.training.prepare import Request, prepare, write_record
+from tubelet.training.prepare import prepare, write_record
+from tubelet.training.request import Request
 from tubelet_jobs.recipes import load_recipe
 
 SETTINGS = ("max_steps=4", "checkpoint_every=2")
@@ -81,7 +82,7 @@ def whole(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(manifest: str, out: Path) -> Request:
     recipe = load_recipe("tiny", [*RECIPE, "workers=1", *SETTINGS])
-    return Request(recipe, manifest, str(out), resume=True)
+    return Request(recipe=recipe, manifest=manifest, out=str(out), resume=True)
 
 
 @pytest.fixture
