@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(
             ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
         )
-    (source / "pipeline/left_behind").mkdir()  # as by another branch: no package
+    (source / "pipeline/left_behind").mkdir(exist_ok=True)  # as by another branch: no package
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(target), str(source)]
     subprocess.run(command, check=True)
     return next(target.glob("*.whl"))

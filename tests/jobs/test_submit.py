@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from support import S3Bucket
+from support.labelling import tiny_bundle
 from tubelet import storage
 from tubelet.corpus.manifest import read_manifest
 from tubelet_jobs.demo_corpus import write_corpus
@@ -120,9 +121,11 @@ def _start(head: Head, *args: str, token: str | None = None, **env: str) -> subp
     )
 
 
-def _submit(head: Head, *args: str, token: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def _submit(
+    head: Head, *args: str, token: str | None = None, deadline_s: float = 280, **env: str
+) -> subprocess.CompletedProcess[str]:
     process = _start(head, *args, token=token, **env)
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=deadline_s)
     return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 
@@ -143,6 +146,18 @@ def test_job_runs_there_and_its_summary_comes_back(head: Head, s3: S3Bucket, vid
     assert read_manifest(f"{s3.uri}/m")["label"].null_count == 0
     assert s3.server.secret_key not in done.stdout + done.stderr
     assert head.token not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_workers_get_the_code_that_was_sent(head: Head, s3: S3Bucket, videos: Path, tmp_path: Path) -> None:
+    storage.upload_dir(videos / "labelled", f"{s3.uri}/videos")
+    storage.upload_dir(tiny_bundle(tmp_path / "model"), f"{s3.uri}/model")
+    places = ["--model", f"{s3.uri}/model", "--out", f"{s3.uri}/labels"]
+    tracking = ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    job = ["label", f"{s3.uri}/videos", *places, *tracking]
+    done = _submit(head, "--shared-fs", str(tmp_path), "--", *job, deadline_s=800)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["ok"] == 6
 
 
 def test_failed_job_gives_status_1_and_its_error(head: Head, s3: S3Bucket) -> None:
