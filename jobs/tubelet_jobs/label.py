@@ -56,6 +56,13 @@ def command(  # noqa: PLR0917 - typer calls it by name
     ray_address: RayAddress = None,
     tracking_uri: TrackingUri = None,
     anonymous: Anonymous = False,
+    single_writer: Annotated[
+        bool,
+        typer.Option("--single-writer", help="Write to a store that cannot hold a lock."),
+    ] = False,
+    break_lock: Annotated[
+        bool, typer.Option("--break-lock", help="Take OUT over from a job that cannot be running any more.")
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Label every video under SRC, one row per object, in OUT/*.parquet.
@@ -90,6 +97,8 @@ def command(  # noqa: PLR0917 - typer calls it by name
             "predictors": predictors,
             "gpus": gpus,
             "anonymous": anonymous,
+            "single_writer": single_writer,
+            "break_lock": break_lock,
             "tracking_uri": tracking_uri,
         },
     )

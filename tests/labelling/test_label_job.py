@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 from support import S3Bucket
@@ -29,6 +30,7 @@ from tubelet import storage
 from tubelet.config import UserError, load_settings
 from tubelet.labelling.config import LabelConfig
 from tubelet.labelling.job import LabelJob, Summary
+from tubelet.storage import DiskFullError
 from tubelet_jobs.common import review_page
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -296,3 +298,37 @@ def test_command_line(corpus: Path, tmp_path: Path, model: Path) -> None:
     assert done.returncode == 1
     assert "views 'many': write temporal clips x spatial crops, for example 4x3" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_full_disk_costs_nothing_and_the_same_command_goes_on(
+    corpus: Path, tmp_path: Path, label: Label
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", disk]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        with pytest.raises(
+            DiskFullError, match=r"^no room to write .*: free some on that disk, then run the"
+        ):
+            label(corpus, disk / "p")
+        assert not [path for path in disk.rglob("*") if path.is_file() and not path.stat().st_size]
+        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        label(corpus, disk / "p")
+        assert_one_row_each(read_rows(str(disk / "p")), COUNT + 1)
+        assert not [path.name for path in disk.rglob(".*") if path.is_file()]
+        assert not (disk / "p" / "_lock").exists()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_deleted_experiment_ends_the_job_at_its_start(
+    corpus: Path, tmp_path: Path, label: Label, tracking: str
+) -> None:
+    client = mlflow.MlflowClient(tracking)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(UserError, match=r"'gone' at .* is deleted\nrestore it with"):
+        label(corpus, tmp_path / "out", experiment="gone")
+    assert not list((tmp_path / "out").glob("*.parquet"))
+    assert not (tmp_path / "out" / "_lock").exists()

@@ -13,6 +13,7 @@ from tubelet.inference.bundle import ModelBundle
 from tubelet.inference.schema import EmbeddingType
 from tubelet.labelling.plan import MAX_MODELS
 from tubelet.labelling.windows import Windows
+from tubelet.storage import StorageOptions
 
 
 class LabelConfig(Settings):
@@ -36,8 +37,17 @@ class LabelConfig(Settings):
     export: str | None = None
     review_limit: Annotated[int, Field(ge=0)] = 100
     anonymous: bool = False
+    single_writer: bool = False
+    break_lock: bool = False
     tracking_uri: str | None = None
     experiment: str = "tubelet"
+
+    @property
+    def storage(self) -> StorageOptions:
+        """How stores are reached and outputs shared."""
+        return StorageOptions(
+            anonymous=self.anonymous, single_writer=self.single_writer, break_lock=self.break_lock
+        )
 
     @model_validator(mode="after")
     def _check(self) -> LabelConfig:

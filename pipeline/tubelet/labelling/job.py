@@ -31,7 +31,6 @@ from tubelet.labelling.prepare import Prepared, prepare
 from tubelet.labelling.report import Report, Summary, Tally, summarise
 from tubelet.labelling.windows import INTERVAL_COLUMNS, intervals_table
 from tubelet.progress import ProgressLine
-from tubelet.storage import StorageOptions
 from tubelet.storage.lock import OutputLock
 from tubelet.video import TRANSIENT, ErrorCode, Status
 
@@ -47,7 +46,7 @@ class LabelJob:
 
     def __init__(self, config: LabelConfig) -> None:
         self.config = config
-        self.options = StorageOptions(anonymous=config.anonymous)
+        self.options = config.storage
         self.out = storage.normalise_uri(config.out)
 
     def run(self, start_ray: Callable[[], None], make_page: MakePage | None = None) -> Summary:

@@ -44,7 +44,7 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
     Raises:
         UserError: a bad input, or an output of something else.
     """
-    options, out = StorageOptions(anonymous=config.anonymous), storage.normalise_uri(config.out)
+    options, out = config.storage, storage.normalise_uri(config.out)
     models = LoadedModels.load(config.models, config.tracking_uri, options)
     source = _manifest(config, out, options)
     answers = Answers(config.topk, config.scores, config.embeddings)
