@@ -197,7 +197,7 @@ def _shape(video: Video, frame: Any) -> Shape:
     )
 
 
-class _Gallery:
+class _ClipBuffers:
     """The clips while they fill: which frame goes where."""
 
     def __init__(self, video: Video, views: list[View], picks: list[Indices], allocate: Allocate) -> None:
@@ -299,8 +299,8 @@ class _Pass:
 
     def _decode_indexed(
         self, table: PacketTable, picks: list[Indices], linear: bool
-    ) -> tuple[_Gallery, IndexedDecoder]:
-        gallery = _Gallery(self._video, self._views, picks, self._allocate)
+    ) -> tuple[_ClipBuffers, IndexedDecoder]:
+        gallery = _ClipBuffers(self._video, self._views, picks, self._allocate)
         decoder = IndexedDecoder(self._video, table, gallery.take, linear=linear)
         decoder.decode(gallery.wanted)
         return gallery, decoder
@@ -326,7 +326,7 @@ class _Pass:
         ticks = _ticks(stamps, self._video, stepped=table.stepped)
         clock = clock_of(ticks, table.last_duration, self._video.time_base)
         picks = self._pick(clock)
-        gallery = _Gallery(self._video, self._views, picks, self._allocate)
+        gallery = _ClipBuffers(self._video, self._views, picks, self._allocate)
         damaged = decoder.errors > _MOST_DAMAGE * len(stamps)
         broken = decoder.broke_off or self._video.broken is not None or damaged
         wanted = set(gallery.wanted.tolist())
@@ -352,7 +352,7 @@ class _Pass:
 
     def _finish(
         self,
-        gallery: _Gallery,
+        gallery: _ClipBuffers,
         *,
         picks: list[Indices],
         clock: Clock,

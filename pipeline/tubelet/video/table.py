@@ -34,7 +34,7 @@ KEPT_BYTES = 256 << 20
 
 # Codecs whose packets give exactly one picture each, with its presentation time: their packet table is
 # their timeline. For all others the frames themselves are counted.
-ONE_FRAME_A_PACKET = {
+ONE_FRAME_PER_PACKET = {
     "h264", "hevc", "vvc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "h263", "flv1", "mjpeg",
     "prores", "dnxhd", "ffv1", "huffyuv", "ffvhuff", "utvideo", "rawvideo", "png", "qtrle", "theora",
     "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "jpeg2000",
@@ -131,7 +131,7 @@ def _from_index(video: Video) -> PacketTable | None:
         key=flags & _KEYFRAME != 0,
         hidden=flags & _DISCARD != 0,
         last_duration=int(dts[-1] - dts[-2]) if len(dts) > 1 else 0,
-        trusted=codec_name(video) in ONE_FRAME_A_PACKET,
+        trusted=codec_name(video) in ONE_FRAME_PER_PACKET,
         indexed=True,
     )
     # HEVC from phones has gaps because frames were never made: there they are no sign of loss.
@@ -245,7 +245,7 @@ def _filled(values: tuple[int | None, ...]) -> Int64s:
 def _order_is_presentation(video: Video) -> bool:
     name = codec_name(video)
     # AVI knows no presentation times: only where nothing is reordered are its decode times as good.
-    return name in INTRA_ONLY if video.container.format.name == "avi" else name in ONE_FRAME_A_PACKET
+    return name in INTRA_ONLY if video.container.format.name == "avi" else name in ONE_FRAME_PER_PACKET
 
 
 def codec_name(video: Video) -> str:
