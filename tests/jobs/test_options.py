@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 # Names that scripts rely on. A new option is added here; none goes.
 NAMES = {
     "bench": "kind more_peers --vs --full --json --videos",
-    "index": "src --out --labels --split --include --update --workers --anonymous --single-writer"
+    "index": "src --out --labels --split --include --update --workers --max-error-rate --retry-errors"
+    " --anonymous --single-writer"
     " --break-lock --dry-run",
     "train": "overrides --manifest --out --recipe --init --resume --experiment --ray-address --tracking-uri"
     " --anonymous --single-writer --break-lock --dry-run",
@@ -27,7 +28,7 @@ NAMES = {
     " --experiment --ray-address --tracking-uri --anonymous --dry-run",
     "label": "source --model --out --include --topk --scores --embeddings --embeddings-type --views --window"
     " --stride --max-error-rate --retry-errors --new-version --export --review-limit --workers --predictors"
-    " --gpus --ray-address --tracking-uri --anonymous --dry-run",
+    " --gpus --ray-address --tracking-uri --anonymous --single-writer --break-lock --dry-run",
     "review": "predictions --out --limit --frames --height --anonymous --dry-run",
     "submit": "job --address --wait --no-wait --shared-fs --dry-run",
     "demo": "overrides --videos --labels --split --out --recipe --tracking-uri",
