@@ -54,8 +54,7 @@ def job_command(name: str) -> Any:
     """The command of a job as typer parses it."""
     function = importlib.import_module(f"tubelet_jobs.{name}").command
     single = typer.Typer(**_LOOK)
-    settings = settings_class(function)
-    single.command(name)(typer_function(function, settings) if settings else function)
+    single.command(name)(typer_function(function, settings_class(function)))
     return typer.main.get_command(single)
 
 

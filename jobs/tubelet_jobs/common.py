@@ -9,23 +9,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-import typer
 from tubelet.config import Option, Settings
 
 from tubelet_jobs.environment import forwarded, make_paths_absolute
-
-RayAddress = Annotated[
-    str | None,
-    typer.Option("--ray-address", envvar="RAY_ADDRESS", help="Ray cluster to join (default: start one)."),
-]
-TrackingUri = Annotated[
-    str | None,
-    typer.Option(
-        "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server (default: sqlite:///mlflow.db)."
-    ),
-]
-Anonymous = Annotated[bool, typer.Option("--anonymous", help="Read public buckets without credentials.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the job would do, and stop.")]
 
 
 class RayOptions(Settings):

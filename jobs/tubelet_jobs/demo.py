@@ -172,21 +172,23 @@ def run_jobs(config: DemoConfig, places: Places, out: Path) -> list[Step]:
         tracking_uri=tracking_uri,
     )
     steps.run(train.command, training)
-    steps.call(
-        evaluate.command,
-        model=places.model,
-        manifest=places.manifest,
-        views=config.views,
-        out=str(out / "evaluation"),
-        tracking_uri=tracking_uri,
+    evaluation = evaluate.EvaluateOptions.model_validate(
+        {
+            "model": places.model,
+            "manifest": places.manifest,
+            "views": config.views,
+            "out": str(out / "evaluation"),
+            "tracking_uri": tracking_uri,
+        }
     )
-    steps.call(
-        label.command,
-        places.inbox or places.manifest,
-        model=[places.model],
+    steps.run(evaluate.command, evaluation)
+    labelling = label.LabelOptions(
+        source=places.inbox or places.manifest,
+        models=(places.model,),
         out=places.predictions,
         tracking_uri=tracking_uri,
     )
+    steps.run(label.command, labelling)
     page = review.ReviewOptions(predictions=places.predictions, out=str(out / "review.html"))
     steps.run(review.command, page)
     return steps.done
@@ -210,19 +212,11 @@ class Steps:
     def run(self, job: Callable[[S], None], settings: S) -> None:
         """Call ``job`` with its command line shown, and take the summary it prints."""
         name = job.__module__.rpartition(".")[2]
-        self._run(name, command_line(name, settings), lambda: job(settings))
-
-    def call(self, job: Callable[..., None], *args: str, **options: Any) -> None:
-        """As :meth:`run`, for a job that takes its options one by one."""
-        name = job.__module__.rpartition(".")[2]
-        self._run(name, _shown(name, args, options), lambda: job(*args, **options))
-
-    def _run(self, name: str, shown: str, job: Callable[[], None]) -> None:
-        say(f"\n$ {shown}")
+        say(f"\n$ {command_line(name, settings)}")
         started_s = time.monotonic()
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            job()
+            job(settings)
         # Ray prints messages of its own at any time.
         summary = json.loads([line for line in printed.getvalue().splitlines() if line.startswith("{")][-1])
         self.done.append(Step(name, round(time.monotonic() - started_s, 1), summary))
@@ -290,16 +284,6 @@ def _clear(out: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def _shown(name: str, args: Sequence[str], options: Mapping[str, Any]) -> str:
-    words = ["tubelet", name, *args]
-    for key, value in options.items():
-        if key == "overrides":
-            words += value
-        elif value is not None:
-            words += [f"--{key.replace('_', '-')}", value[0] if isinstance(value, list) else str(value)]
-    return " ".join(f"'{word}'" if " " in word else word for word in words)
 
 
 def _show(steps: Sequence[Step], config: DemoConfig, out: Path) -> None:

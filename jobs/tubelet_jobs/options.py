@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
+from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
 from tubelet.config import Option, Settings, load_settings
 
@@ -50,13 +51,13 @@ class Parameter:
     def default(self) -> Any:
         """As typer shows and passes it; None where the settings find one themselves."""
         value = None if self.field.default_factory else self.field.default
-        return None if value == () else value
+        return None if value == () else _text(value) if isinstance(value, tuple) else value
 
     @property
     def kind(self) -> Any:
         """The type that typer converts to."""
         kind = _without_none(self.field.annotation)
-        if get_origin(kind) in (tuple, list):
+        if get_origin(kind) is list or (get_origin(kind) is tuple and Ellipsis in get_args(kind)):
             return list[str]
         return kind if kind in _PLAIN else str
 
@@ -68,7 +69,10 @@ class Parameter:
         if option.argument:
             info = typer.Argument(metavar=metavar, help=help_text or None, show_default=bool(self.default))
         else:
-            info = typer.Option(self.flag, metavar=metavar, help=help_text or None, envvar=option.envvar)
+            bounds = self._bounds() if option.ranged else {}
+            info = typer.Option(
+                self.flag, metavar=metavar, help=help_text or None, envvar=option.envvar, **bounds
+            )
         kind = self.kind if self.required else self.kind | None if self.default is None else self.kind
         return inspect.Parameter(
             self.name,
@@ -76,6 +80,16 @@ class Parameter:
             default=inspect.Parameter.empty if self.required else self.default,
             annotation=Annotated[kind, info],
         )
+
+    def _bounds(self) -> dict[str, Any]:
+        """The least and the greatest value that the setting takes, as typer calls them."""
+        found = (*self.field.metadata, *getattr(self.field.annotation, "__metadata__", ()))
+        for kind in get_args(self.field.annotation):
+            found += getattr(kind, "__metadata__", ())
+        limits = [x for item in found for x in (item.metadata if isinstance(item, FieldInfo) else [item])]
+        least = [limit.ge for limit in limits if isinstance(limit, Ge)]
+        most = [limit.le for limit in limits if isinstance(limit, Le)]
+        return ({"min": least[0]} if least else {}) | ({"max": most[0]} if most else {})
 
 
 def parameters(cls: type[Settings]) -> list[Parameter]:
@@ -93,11 +107,11 @@ def _parameters(cls: type[Settings], path: tuple[str, ...]) -> Iterator[Paramete
             yield from _parameters(nested, (*path, name))
 
 
-def settings_class(job: Callable[..., None]) -> type[Settings] | None:
-    """The settings that ``job`` takes as its one parameter; None where it takes options one by one."""
-    kinds = [hint for name, hint in get_type_hints(job).items() if name != "return"]
-    one = kinds[0] if len(kinds) == 1 else None
-    return one if isinstance(one, type) and issubclass(one, Settings) else None
+def settings_class(job: Callable[..., None]) -> type[Settings]:
+    """The settings that ``job``, a function of one parameter, takes."""
+    (kind,) = (hint for name, hint in get_type_hints(job).items() if name != "return")
+    found: type[Settings] = kind
+    return found
 
 
 def typer_function(job: Callable[[S], None], cls: type[S]) -> Callable[..., None]:
@@ -129,9 +143,10 @@ def command_line(job: str, settings: Settings) -> str:
         value: Any = settings
         for name in param.path:
             value = getattr(value, name)
-        if not param.required and (value is None or value in (param.default, ())):
+        several = param.kind == list[str]
+        values = [_text(item) for item in value] if several else [_text(value)]
+        if not param.required and (value is None or value == () or values == [_text(param.default)]):
             continue
-        values = [str(item) for item in value] if isinstance(value, (tuple, list)) else [str(value)]
         if param.option.argument:
             places += values
         elif value is True:
@@ -139,6 +154,11 @@ def command_line(job: str, settings: Settings) -> str:
         else:
             flags += [word for item in values for word in (param.flag, item)]
     return shlex.join(["tubelet", job, *places, *flags])
+
+
+def _text(value: Any) -> str:
+    """A value as people write it: views are ``4x3``."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _put(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -33,12 +33,14 @@ class Option:
         metavar: stands for the value in the help.
         envvar: environment variable that gives it where the command line does not.
         argument: it is given by its place, without a name.
+        ranged: its bounds (``ge``, ``le``) are part of the usage: status 2, not 1, for a number beyond them.
     """
 
     flag: str | None = None
     metavar: str | None = None
     envvar: str | None = None
     argument: bool = False
+    ranged: bool = False
 
 
 class Settings(BaseModel):

@@ -145,13 +145,13 @@ def test_one_repeated_frame_tells_nothing(trained: Trained, s3: S3Bucket, tmp_pa
         src=f"{s3.uri}/frozen", out=f"{s3.uri}/m", labels="folders", split="train=0,val=0,test=1"
     )
     steps.run(index.command, config)
-    steps.call(
-        evaluate.command,
+    options = evaluate.EvaluateOptions(
         model=trained.places.model,
         manifest=f"{s3.uri}/m",
-        views="4x1",
+        views=(4, 1),
         tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}",
     )
+    steps.run(evaluate.command, options)
     # Chance is 1/6; three standard deviations over 60 videos are 0.14.
     assert steps.done[-1].summary["top1"] <= 0.32
 

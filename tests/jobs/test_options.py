@@ -28,7 +28,7 @@ NAMES = {
     " --experiment --ray-address --tracking-uri --anonymous --dry-run",
     "label": "source --model --out --include --topk --scores --embeddings --embeddings-type --views --window"
     " --stride --max-error-rate --retry-errors --new-version --export --review-limit --workers --predictors"
-    " --gpus --ray-address --tracking-uri --anonymous --single-writer --break-lock --dry-run",
+    " --gpus --experiment --ray-address --tracking-uri --anonymous --single-writer --break-lock --dry-run",
     "review": "predictions --out --limit --frames --height --anonymous --dry-run",
     "submit": "job --address --wait --no-wait --shared-fs --dry-run",
     "demo": "overrides --videos --labels --split --out --recipe --tracking-uri",

@@ -45,7 +45,7 @@ def test_output_on_a_store_that_lacks_something(
         if single:
             with pytest.raises(UserError, match=r"does not honour conditional puts.*\n.*--single-writer"):
                 write_output(LabelConfig(**given))
-        write_output(LabelConfig(**given, single_writer=single))
+        write_output(LabelConfig(**given, storage={"single_writer": single}))
         rows = read_rows(f"{s3.uri}/out")
     assert_one_row_each(rows, 5)
     assert {row["status"] for row in rows} == {"ok"}

@@ -23,6 +23,7 @@ _PLACES = {
     "manifest": "--manifest",
     "out": "--out",
     "model": "--model",
+    "models": "--model",
     "init": "--init",
 }
 # Small files that the job reads at its start: they travel with the code.

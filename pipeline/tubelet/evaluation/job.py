@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from tubelet.clips import Views
-from tubelet.config import Settings
 from tubelet.corpus.fingerprint import fingerprint
 from tubelet.corpus.manifest import read_manifest
-from tubelet.error_rate import MaxErrorRate
-from tubelet.evaluation.ablation import Ablation
+from tubelet.evaluation.config import EvaluateConfig
 from tubelet.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate_model, labelled_rows
 from tubelet.evaluation.output import check_out, publish
 from tubelet.inference.bundle import ModelBundle, find_link
@@ -21,24 +16,6 @@ from tubelet.inference.output import MakePage
 from tubelet.progress import ProgressLine
 from tubelet.storage import StorageOptions
 from tubelet.tracking import Tracker
-
-
-class EvaluateConfig(Settings):
-    """What to evaluate, how, and where the scores go (see :class:`EvaluationConfig`)."""
-
-    model: str
-    manifest: str
-    split: str = "test"
-    views: Views = (4, 3)
-    out: str | None = None
-    batch: Annotated[int, Field(ge=1)] = 8
-    workers: Annotated[int, Field(ge=1)] | None = None
-    max_error_rate: MaxErrorRate = 0.2
-    seed: int = 0
-    ablate: Ablation = "none"
-    experiment: str = "tubelet"
-    tracking_uri: str | None = None
-    anonymous: bool = False
 
 
 class EvaluateJob:

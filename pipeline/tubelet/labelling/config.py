@@ -7,47 +7,58 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from tubelet.clips import Views
-from tubelet.config import Settings
+from tubelet.config import Option, Settings
 from tubelet.error_rate import MaxErrorRate
 from tubelet.inference.bundle import ModelBundle
 from tubelet.inference.schema import EmbeddingType
 from tubelet.labelling.plan import MAX_MODELS
 from tubelet.labelling.windows import Windows
-from tubelet.storage import StorageOptions
+from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
 
 
 class LabelConfig(Settings):
     """What to label, by which models, and where the rows go."""
 
-    source: str
-    models: tuple[str, ...]
-    out: str
-    include: str | None = None
-    topk: Annotated[int, Field(ge=1)] = 5
-    scores: bool = False
+    source: Annotated[str, Option(argument=True, metavar="SRC|MANIFEST|FILE")]
+    """Bucket or folder, its manifest, or one video."""
+    models: Annotated[tuple[str, ...], Option(flag="--model")]
+    """MODEL to label with; may be repeated."""
+    out: Annotated[str, Option()]
+    """Where the predictions go (a Parquet dataset)."""
+    include: Annotated[str | None, Option(metavar="GLOB")] = None
+    """Only paths that match this glob."""
+    topk: Annotated[int, Option(), Field(ge=1)] = 5
+    """Labels a row holds, the best first."""
+    scores: Annotated[bool, Option()] = False
+    """Keep the scores of all classes."""
     embeddings: EmbeddingType | None = None
-    views: Views = (1, 1)
+    """Keep the pooled features, as this type."""
+    views: Annotated[Views, Option(metavar="TIMExSPACE")] = (1, 1)
+    """Views in time x space, their logits averaged."""
     windows: Windows | None = None
-    max_error_rate: MaxErrorRate = 0.2
-    retry_errors: bool = False
-    new_version: bool = False
-    workers: Annotated[int, Field(ge=1)] | None = None
-    predictors: Annotated[int, Field(ge=0)] | None = None
-    gpus: Annotated[float, Field(ge=0)] | None = None
-    export: str | None = None
-    review_limit: Annotated[int, Field(ge=0)] = 100
-    anonymous: bool = False
-    single_writer: bool = False
-    break_lock: bool = False
-    tracking_uri: str | None = None
-    experiment: str = "tubelet"
-
-    @property
-    def storage(self) -> StorageOptions:
-        """How stores are reached and outputs shared."""
-        return StorageOptions(
-            anonymous=self.anonymous, single_writer=self.single_writer, break_lock=self.break_lock
-        )
+    """Rows for windows of each video."""
+    max_error_rate: Annotated[MaxErrorRate, Option()] = 0.2
+    """End when more of the last thousand failed."""
+    retry_errors: Annotated[bool, Option()] = False
+    """Try former errors again."""
+    new_version: Annotated[bool, Option()] = False
+    """Move rows of another model or sampling under _versions/."""
+    export: Annotated[str | None, Option(metavar="FILE")] = None
+    """Also write all rows to this .jsonl or .csv file."""
+    review_limit: Annotated[int, Option(), Field(ge=0)] = 100
+    """Most videos on the review page that is made at the end; 0 for no page."""
+    workers: Annotated[int | None, Option(), Field(ge=1)] = None
+    """Decode workers (default: one per CPU)."""
+    predictors: Annotated[int | None, Option(), Field(ge=0)] = None
+    """Predictors apart from the decode workers (default: one per GPU)."""
+    gpus: Annotated[float | None, Option(), Field(ge=0)] = None
+    """GPUs of each predictor, such as 0.5; 0 for none."""
+    experiment: Annotated[str, Option()] = "tubelet"
+    """MLflow experiment."""
+    tracking_uri: Annotated[str | None, Option(envvar="MLFLOW_TRACKING_URI")] = None
+    """MLflow server (default: sqlite:///mlflow.db)."""
+    storage: StorageOptions = DEFAULT_OPTIONS
+    """How to reach the stores."""
 
     @model_validator(mode="after")
     def _check(self) -> LabelConfig:
