@@ -51,8 +51,8 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._hear) for number in NUMBERS}
-            self._hook, sys.unraisablehook = sys.unraisablehook, self._hear_again
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in NUMBERS}
+            self._hook, sys.unraisablehook = sys.unraisablehook, self._signal_again
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,7 +65,7 @@ class Signals:
         """The job has ended: what comes now is no reason to raise."""
         self._closed.set()
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self._closed.is_set():
             return
@@ -74,7 +74,7 @@ class Signals:
             threading.Thread(target=self._end_late, name="stop", daemon=True).start()
         raise Interrupted(number)
 
-    def _hear_again(self, lost: sys.UnraisableHookArgs) -> None:
+    def _signal_again(self, lost: sys.UnraisableHookArgs) -> None:
         """Python drops what is raised in a destructor or a callback, where the signal may have come."""
         if isinstance(lost.exc_value, Interrupted):
             threading.Timer(0.1, signal.pthread_kill, [_main_thread_id(), lost.exc_value.number]).start()
