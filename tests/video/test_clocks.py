@@ -23,7 +23,7 @@ from tubelet.video import (
     decode_views,
     probe,
 )
-from tubelet.video.table import clock_steps
+from tubelet.video.clock import clock_steps
 
 X264 = {"preset": "veryfast", "bf": "3", "sc_threshold": "0"}
 X265 = {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:bframes=3:keyint=12:min-keyint=12"}

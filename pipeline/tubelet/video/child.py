@@ -46,8 +46,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a request. Frames lie in the shared memory sent beside it: each clip's shape, one
-    after another.
+    """What came of a request.
+
+    Frames lie in the shared memory sent beside it, one clip after another; ``shapes`` has each clip's.
     """
 
     failure: Exception | None = None
@@ -117,8 +118,9 @@ def new_memory_file(size_bytes: int) -> int:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies: a child that hangs in FFmpeg would outlive
-    it.
+    """Have the kernel kill this process when its parent dies.
+
+    A child that hangs in FFmpeg would outlive it.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

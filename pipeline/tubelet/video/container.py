@@ -131,6 +131,7 @@ class Video:
 
     @property
     def is_mov(self) -> bool:
+        """Whether FFmpeg reads this as MP4 or MOV (one demuxer for the whole family, 3GP and M4V too)."""
         return self.format_name.startswith("mov,")
 
     def demux(self) -> Iterator[Any]:
@@ -146,8 +147,9 @@ class Video:
             self.broken = _reason(error)
 
     def reopen(self) -> None:
-        """Back to the first packet, with a fresh decoder: seeking to it is not reliable in every
-        container.
+        """Back to the first packet, with a fresh decoder.
+
+        The container is opened anew, as seeking to the first packet is not reliable in all of them.
         """
         index = self.stream.index
         self.container.close()

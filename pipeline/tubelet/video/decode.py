@@ -1,5 +1,6 @@
-"""From a source to clips, in this process. See :class:`tubelet.video.Sandbox` for files that are not
-trusted.
+"""From a source to clips, in this process.
+
+See :class:`tubelet.video.Sandbox` for files that are not trusted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tubelet.video.clock import clock_of, ticks_of
 from tubelet.video.container import Video, open_video
 from tubelet.video.content import Content
 from tubelet.video.engine import DamageError, IndexedDecoder, SequentialDecoder, TableMismatchError
@@ -22,22 +24,22 @@ from tubelet.video.limits import Budget, Limits
 from tubelet.video.picture import Cutter, Painter, Pixels, Shape, crop_frame, display_matrix
 from tubelet.video.sampling import Clock, Frames, Indices, TimeRule, Times
 from tubelet.video.source import Source
-from tubelet.video.table import JUMP_S, PacketTable, build_table, clock_of
+from tubelet.video.table import PacketTable, build_table
 from tubelet.video.views import View
 
 # Where only decoding tells which frames there are, so many packets per frame may fail before the video counts
 # as damaged: a lost picture more or less is no frame that anybody misses.
 _MOST_DAMAGE = 0.02
 
-# The largest part of frames that damage may have made late; more means that times are mixed up.
-_MOST_LATE = 0.1
-
 Allocate = Callable[[int], Pixels]
 
 
 class Clip(NamedTuple):
-    """``frames``: uint8 (T, H, W, 3), RGB. ``times_s``: float64 (T,), when each was presented, in seconds
-    from the first presented frame of the video."""
+    """Frames of a video, and when they are presented.
+
+    ``frames``: uint8 (T, H, W, 3), RGB. ``times_s``: float64 (T,), when each was presented, in seconds from
+    the first presented frame of the video.
+    """
 
     frames: Pixels
     times_s: npt.NDArray[np.float64]
@@ -45,8 +47,11 @@ class Clip(NamedTuple):
 
 @dataclass
 class Decoded:
-    """One clip for each view. ``error`` has the code ``partial`` where frames that do not decode were
-    replaced by the last good one before them."""
+    """One clip per view.
+
+    ``error`` has the code ``partial`` where frames that do not decode were replaced by the last good one
+    before them.
+    """
 
     clips: list[Clip]
     info: VideoInfo
@@ -69,7 +74,7 @@ def decode_clip(
         source: a path, bytes, an open binary file, or a callable that opens one.
         frames: indices in presentation order, any order, repeats allowed.
         times_s: or seconds from the first presented frame; each takes the last frame presented at or before
-        it.
+            it.
         short_side: resize the shorter side to this many pixels.
         crop: then cut a square of this many pixels from the centre.
         window_s: count ``frames`` from the first frame of this window of the video.
@@ -107,8 +112,7 @@ def decode_views(
         source: a path, bytes, an open binary file, or a callable that opens one.
         views: which frames, and which part of them.
         window_s: only frames presented in this window of the video exist for the time rules (their times
-        still count
-            from the first frame of the video).
+            still count from the first frame of the video).
         limits: budgets; ``memory_bytes`` binds the clips only, unless a :class:`Sandbox` decodes.
         allocate: gives the memory that all clips share (``np.empty`` by default).
 
@@ -144,7 +148,7 @@ def probe(source: Source, *, deadline_s: float | None = None, limits: Limits | N
         video.budget.check_picture(frame.width, frame.height)
         frame = crop_frame(frame, video.crop, Cutter())
         clock = table.clock() if table is not None and table.trusted and len(table.shown) else None
-        start_s = float(_ticks([(frame.pts, frame.dts)], video)[0] * video.time_base)
+        start_s = float(ticks_of([(frame.pts, frame.dts)], video)[0] * video.time_base)
         shape = _shape(video, frame)
         return describe(
             video,
@@ -159,8 +163,9 @@ def probe(source: Source, *, deadline_s: float | None = None, limits: Limits | N
 
 @contextmanager
 def _typed_errors() -> Iterator[None]:
-    """Whatever a file makes this library or FFmpeg raise is a property of the file: a row, not the end of
-    a job.
+    """Turns whatever a file makes this library or FFmpeg raise into a :class:`DecodeError`.
+
+    It is a property of the file: a row, not the end of a job.
     """
     try:
         yield
@@ -323,7 +328,7 @@ class _Pass:
         stamps = [(frame.pts, frame.dts) for frame in decoder.frames()]
         if not stamps:
             raise _no_frame(self._video, decoder.errors)
-        ticks = _ticks(stamps, self._video, stepped=table.stepped)
+        ticks = ticks_of(stamps, self._video, stepped=table.stepped)
         clock = clock_of(ticks, table.last_duration, self._video.time_base)
         picks = self._pick(clock)
         gallery = _ClipBuffers(self._video, self._views, picks, self._allocate)
@@ -378,53 +383,3 @@ def _replace(pick: Indices, taken: set[int]) -> Indices:
     """Each frame that does not decode becomes the last one before it that does (or the first of all)."""
     good = np.array(sorted(taken), np.int64)
     return good[np.maximum(np.searchsorted(good, pick, side="right") - 1, 0)]
-
-
-def _ticks(stamps: list[tuple[int | None, int | None]], video: Video, *, stepped: bool = False) -> Indices:
-    """Presentation times of frames in the order in which the decoder gives them, rising.
-
-    Some containers (AVI) know decode times only, some know none, so the first of these that is complete is
-    taken: presentation times, decode times, an even spacing.
-
-    Args:
-        stamps: presentation and decode time of each frame.
-        video: the stream they are of.
-        stepped: the clock was set back or ahead; from each step on it goes on where it was.
-    """
-    for which in (0, 1):
-        known = [stamp[which] for stamp in stamps]
-        if None in known or not (stepped or len(set(known)) == len(known)):
-            continue
-        ticks = np.array(known, np.int64)
-        return _continued(ticks, video) if stepped else _in_order(ticks)
-    rate = video.stream.average_rate or video.stream.guessed_rate or 25
-    step = max(1, round(1 / (rate * video.time_base)))
-    begin = min((tick for tick, _ in stamps if tick is not None), default=0)
-    return begin + step * np.arange(len(stamps), dtype=np.int64)
-
-
-def _in_order(ticks: Indices) -> Indices:
-    """Rising times of frames whose order may be another than their times say.
-
-    Where most times are in order, the few that are not belong to frames that damage made late: each is
-    presented right after the one before it, and no other frame gets its time. Else the order of the frames
-    is right and their times are mixed up.
-    """
-    late = int((np.maximum.accumulate(ticks) > ticks).sum())
-    if not late or late > _MOST_LATE * len(ticks):
-        return np.sort(ticks)
-    numbers = np.arange(len(ticks))
-    return np.asarray(np.maximum.accumulate(ticks - numbers) + numbers, np.int64)
-
-
-def _continued(ticks: Indices, video: Video) -> Indices:
-    """Times in presentation order that rise: each fall, and each leap of a clock that may leap, becomes the
-    usual step.
-    """
-    moves = np.diff(ticks)
-    odd = moves <= 0
-    if video.clock_may_jump:
-        odd |= moves > round(JUMP_S / video.time_base)
-    usual = moves[~odd]
-    moves[odd] = max(1, int(np.median(usual))) if len(usual) else 1
-    return np.concatenate([ticks[:1], ticks[:1] + np.cumsum(moves)])

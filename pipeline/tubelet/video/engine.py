@@ -74,8 +74,10 @@ def plan_runs(table: PacketTable, wanted: Indices) -> list[Run]:
 
 
 def _entry(table: PacketTable, keys: Indices, packet: int) -> int:
-    """Last keyframe decoded before ``packet`` that is also shown before it (open groups lead back
-    further).
+    """Index of the last keyframe that is decoded, and shown, no later than ``packet``.
+
+    Frames that are shown before the keyframe they follow (open groups) lead back to an earlier one, in the
+    end to packet 0.
     """
     at = int(np.searchsorted(keys, packet, side="right")) - 1
     while at > 0 and table.pts[keys[at]] > table.pts[packet]:

@@ -62,8 +62,9 @@ def _resized(height: int, width: int, new_height: int, new_width: int, crop: Box
 
 
 def resize_smallest(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) with the shorter side at ``short_side`` (DMVR resize_smallest: whole numbers,
-    rounded down).
+    """(height, width) in pixels with the shorter side at ``short_side``.
+
+    The longer side is rounded down, as in DMVR's resize_smallest.
     """
     return max(short_side, height * short_side // width), max(short_side, width * short_side // height)
 
@@ -96,6 +97,7 @@ class ShortSide:
             raise ValueError(f"position must lie in [0, 1], given {self.position!r}")
 
     def place(self, height: int, width: int) -> Placement:
+        """The square at ``position``; without ``crop``, the whole picture with its shorter side resized."""
         short_side = self.short_side
         if short_side is None and self.crop is not None and min(height, width) < self.crop:
             short_side = self.crop
@@ -124,6 +126,7 @@ class Stretch:
         _check_sides(height=self.height, width=self.width)
 
     def place(self, height: int, width: int) -> Placement:
+        """The whole picture, of ``height x width`` pixels, resized to the rule's own height and width."""
         return _resized(height, width, self.height, self.width)
 
 
@@ -147,6 +150,7 @@ class JitterCrop:
             raise ValueError(f"jitter must be a rising range of positive factors, given {self.jitter!r}")
 
     def place(self, height: int, width: int) -> Placement:
+        """A ``crop x crop`` square of the whole picture at its jittered size."""
         u_height, u_width, u_top, u_left = self.u
         low, high = self.jitter
         new_height, new_width = resize_smallest(height, width, self.short_side)
@@ -180,6 +184,7 @@ class ResizedCrop:
                 raise ValueError(f"{name} must be a rising range of positive numbers, given {(low, high)!r}")
 
     def place(self, height: int, width: int) -> Placement:
+        """The drawn part, cut off at the picture's borders, resized to ``size x size`` pixels."""
         u_area, u_ratio, u_top, u_left = self.u
         area = height * width * (self.scale[0] + u_area * (self.scale[1] - self.scale[0]))
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])

@@ -44,8 +44,10 @@ class Budget:
         self.frames = 0
 
     def check_time(self) -> None:
-        """Raises:
-        DecodeError: ``timeout``, when the deadline has passed.
+        """Hold the request to its deadline.
+
+        Raises:
+            DecodeError: ``timeout``, when the deadline has passed.
         """
         if time.monotonic() > self.end_s:
             raise DecodeError("timeout", f"not done after {self.limits.deadline_s:g} s")
@@ -63,8 +65,10 @@ class Budget:
             self.check_time()
 
     def check_picture(self, width: int, height: int) -> None:
-        """Raises:
-        DecodeError: ``too_large``, when a frame has more pixels than allowed.
+        """Hold a frame of ``width x height`` to the pixels allowed.
+
+        Raises:
+            DecodeError: ``too_large``, when it has more.
         """
         if width * height > self.limits.max_pixels:
             raise DecodeError(
@@ -72,8 +76,10 @@ class Budget:
             )
 
     def check_object(self, size_bytes: int) -> None:
-        """Raises:
-        DecodeError: ``too_large``, when the object has more bytes than allowed.
+        """Hold an object to the bytes allowed.
+
+        Raises:
+            DecodeError: ``too_large``, when it has more.
         """
         if size_bytes > self.limits.max_object_bytes:
             raise DecodeError("too_large", f"{size_bytes} bytes, over {self.limits.max_object_bytes}")

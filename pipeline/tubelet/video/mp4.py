@@ -23,9 +23,11 @@ _VISUAL_ENTRY_BYTES = 78
 class Readable(Protocol):
     """The part of a file that is needed here."""
 
-    def read(self, size: int = -1, /) -> bytes: ...
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to ``size`` bytes, all that is left where negative."""
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int: ...
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move to ``offset`` bytes from ``whence``; returns the position in bytes from the start."""
 
 
 class Index:

@@ -122,8 +122,9 @@ class Shape:
 
 
 class Painter:
-    """Turns frames into pixels; keeps one scaler for each pair of sizes, as setting one up costs a
-    frame's time.
+    """Turns frames into pixels.
+
+    Keeps one scaler per pair of sizes and pixel format, as setting one up costs a frame's time.
     """
 
     def __init__(self) -> None:
@@ -143,8 +144,10 @@ class Painter:
                 out[:, :, channels] = part[:, ::-1] if placement.flip else part
 
     def _scale(self, frame: Any, shape: Shape, placement: Placement) -> list[Pixels]:
-        """The part of the shown picture that is placed, resized, still oriented as coded: one layer of RGB,
-        (height, width, 3), or one each for R, G and B, (height, width).
+        """The part of the shown picture that is placed, resized, still oriented as coded.
+
+        Returns:
+            uint8: one layer (height, width, 3) of RGB, or three (height, width): R, G and B.
         """
         source = placement.source
         if (source.height, source.width) != (shape.height, shape.width):

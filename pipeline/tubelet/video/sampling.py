@@ -26,8 +26,7 @@ class Clock:
     """Presentation times of the frames of a video, or of a window of it.
 
     ``times_s``: float64 (N,), ascending, seconds from the video's first presented frame. ``end_s``: when
-    the last
-    frame ends. ``first``: index in the video of ``times_s[0]``.
+    the last frame ends. ``first``: index in the video of ``times_s[0]``.
     """
 
     times_s: npt.NDArray[np.float64]
@@ -38,15 +37,21 @@ class Clock:
         return len(self.times_s)
 
     def at(self, times_s: npt.ArrayLike) -> Indices:
-        """Index (within the clock) of the last frame presented at or before each time, clamped to the
-        ends.
+        """The last frame presented at or before each time.
+
+        Args:
+            times_s: (T,), seconds from the video's first presented frame.
+
+        Returns:
+            int64 (T,): indices within the clock; the first or last frame for times beyond the ends.
         """
         found = np.searchsorted(self.times_s, np.asarray(times_s) + TIME_TOLERANCE_S, side="right") - 1
         return np.clip(found, 0, len(self.times_s) - 1).astype(np.int64)
 
     def window(self, start_s: float, end_s: float) -> Clock:
-        """The frames presented in ``[start_s, end_s)``; where there are none, the one shown at
-        ``start_s``.
+        """The frames presented in ``[start_s, end_s)``.
+
+        Where there are none, the one shown at ``start_s``.
         """
         lo, hi = np.searchsorted(self.times_s, [start_s - TIME_TOLERANCE_S, end_s - TIME_TOLERANCE_S])
         if lo >= hi:
@@ -71,9 +76,11 @@ class Middle:
     """The clip in the middle (the paper's validation clip)."""
 
     def index(self, length: int, frames: int, stride: int) -> int:
+        """First frame of the centred clip; 0 where the video is too short."""
         return max(0, (length - frames * stride) // 2)
 
     def fraction(self) -> float:
+        """Half of the room."""
         return 0.5
 
 
@@ -89,10 +96,12 @@ class Linspace:
             raise ValueError(f"view {self.k} of {self.n} does not exist")
 
     def index(self, length: int, frames: int, stride: int) -> int:
+        """First frame, ``k / (n - 1)`` of the room, rounded down; 0 where the video is too short."""
         room = max(0, length - frames * stride)
         return room * self.k // max(1, self.n - 1)
 
     def fraction(self) -> float:
+        """``k / (n - 1)``; 0 for a single clip."""
         return self.k / max(1, self.n - 1)
 
 
@@ -107,9 +116,11 @@ class Random:
             raise ValueError(f"u must lie in [0, 1), given {self.u!r}")
 
     def index(self, length: int, frames: int, stride: int) -> int:
+        """First frame, even over all from which the clip fits; 0 where the video is too short."""
         return min(int(self.u * max(length - (frames - 1) * stride, 1)), length - 1)
 
     def fraction(self) -> float:
+        """The random number itself."""
         return self.u
 
 
@@ -143,6 +154,7 @@ class Uniform:
         _positive(frames=self.frames)
 
     def pick(self, clock: Clock) -> Indices:
+        """int64 (frames,), ascending; with repeats where the video has fewer frames."""
         i = np.arange(self.frames, dtype=np.int64)
         n = len(clock)
         if isinstance(self.offset, Random):
@@ -153,8 +165,9 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Dense:
-    """``frames`` frames, every ``stride``-th in presentation order, from ``offset``; looped when too
-    short.
+    """``frames`` frames, every ``stride``-th in presentation order, from ``offset``.
+
+    Looped when the video is too short.
     """
 
     frames: int
@@ -165,13 +178,17 @@ class Dense:
         _positive(frames=self.frames, stride=self.stride)
 
     def pick(self, clock: Clock) -> Indices:
+        """int64 (frames,), ``stride`` apart, modulo the number of frames that there are."""
         start = self.offset.index(len(clock), self.frames, self.stride)
         return (start + self.stride * np.arange(self.frames, dtype=np.int64)) % len(clock)
 
 
 @dataclass(frozen=True)
 class AtFps:
-    """``frames`` frames at ``fps`` a second by presentation time, from ``offset``; looped when too short."""
+    """``frames`` frames, ``fps`` per second of presentation time, from ``offset``.
+
+    Looped when the video is too short.
+    """
 
     frames: int
     fps: float
@@ -181,6 +198,7 @@ class AtFps:
         _positive(frames=self.frames, fps=self.fps)
 
     def pick(self, clock: Clock) -> Indices:
+        """int64 (frames,): what is shown at times ``1 / fps`` seconds apart, modulo the duration."""
         begin_s = float(clock.times_s[0])
         duration_s = max(clock.end_s - begin_s, TIME_TOLERANCE_S)
         clip_s = self.frames - 1 if isinstance(self.offset, Random) else self.frames
@@ -208,6 +226,11 @@ class Frames:
             raise ValueError(f"frames must be indices from 0, given {self.indices!r}")
 
     def pick(self, clock: Clock) -> Indices:
+        """int64 (T,), the indices as given.
+
+        Raises:
+            ClipError: there is no such frame.
+        """
         if max(self.indices) >= len(clock):
             raise ClipError(f"frame {max(self.indices)} asked for, but there are {len(clock)} frames")
         return np.asarray(self.indices, dtype=np.int64)
@@ -225,4 +248,5 @@ class Times:
             raise ValueError(f"times_s must be finite numbers, given {self.times_s!r}")
 
     def pick(self, clock: Clock) -> Indices:
+        """int64 (T,), the last frame presented at or before each time."""
         return clock.at(self.times_s)

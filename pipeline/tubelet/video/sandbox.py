@@ -67,8 +67,11 @@ _spawners_lock = threading.Lock()
 
 
 def _spawner() -> ThreadPoolExecutor:
-    """A thread that lives as long as this process. The kernel takes the end of the thread that started a
-    child for the end of its parent, so children are not started by threads that may end earlier."""
+    """A thread that lives as long as this process, to start children from.
+
+    The kernel takes the end of the thread that started a child for the end of its parent, so children are
+    not started by threads that may end earlier.
+    """
     with _spawners_lock:
         if os.getpid() not in _spawners:
             _spawners.clear()

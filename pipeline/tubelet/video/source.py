@@ -23,8 +23,11 @@ _KEPT_STRETCHES = 4
 
 
 class CheckedFile:
-    """A file as FFmpeg sees it: few and large reads of what lies far away, every read within the deadline,
-    every failure a :class:`DecodeError`."""
+    """A file as FFmpeg sees it.
+
+    Few and large reads of what lies far away, every read within the deadline, every failure a
+    :class:`DecodeError`.
+    """
 
     name = "<object>"
 
@@ -42,6 +45,11 @@ class CheckedFile:
         self._expected = (begin, end)
 
     def read(self, size: int = -1) -> bytes:
+        """Up to ``size`` bytes from the position, all that is left where negative; none at the end.
+
+        Raises:
+            DecodeError: ``timeout``, or what :func:`reading` makes of a failure.
+        """
         self._budget.check_time()
         left = self._size_bytes - self._position
         size = left if size < 0 else min(size, left)
@@ -67,11 +75,17 @@ class CheckedFile:
             return self._file.read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to ``offset`` bytes from ``whence``, never before the first; reads nothing.
+
+        Returns:
+            The position in bytes from the first.
+        """
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size_bytes}[whence]
         self._position = max(0, base + offset)
         return self._position
 
     def tell(self) -> int:
+        """The position in bytes from the first."""
         return self._position
 
 
@@ -116,8 +130,10 @@ class OpenSource:
 
     @property
     def for_ffmpeg(self) -> tuple[str | CheckedFile, dict[str, str]]:
-        """What FFmpeg opens, and with which options: a file of ours by its descriptor, which costs nothing,
-        all else through calls. No other protocol is open to it.
+        """What FFmpeg opens, and with which options.
+
+        A file of ours by its descriptor, which costs nothing, all else through calls. No other protocol is
+        open to it.
         """
         if self._descriptor is None:
             return self._checked, {"protocol_whitelist": "none"}

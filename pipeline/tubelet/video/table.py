@@ -7,7 +7,6 @@ when they are small enough, so that nothing is read twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tubelet.video.access import INTRA_ONLY
+from tubelet.video.clock import clock_of, clock_steps, joined
 from tubelet.video.container import Video
 from tubelet.video.sampling import Clock
 
@@ -25,9 +25,6 @@ _KEYFRAME, _DISCARD = 1, 2
 Int64s = npt.NDArray[np.int64]
 
 _UNKNOWN = -1
-# Steps of a clock, as FFmpeg's program tells them from the disorder of damaged streams.
-_FALL_S = Fraction(1, 10)
-JUMP_S = Fraction(10)
 
 # Packets kept between the pass that lists them and the pass that decodes them. Longer videos are read twice.
 KEPT_BYTES = 256 << 20
@@ -89,15 +86,6 @@ class PacketTable:
         begin = int(self.pts[self.shown[0]]) if len(self.shown) else 0
         ticks = np.sort(self.pts[self.key & ~self.hidden]) - begin
         return tuple((ticks * self.time_base.numerator / self.time_base.denominator).tolist())
-
-
-def clock_of(ticks: Int64s, last_duration: int, time_base: Fraction) -> Clock:
-    """The clock of frames presented at ``ticks`` (ascending, in ``time_base`` units)."""
-    times_s = (ticks - ticks[:1]) * time_base.numerator / time_base.denominator
-    if len(ticks) > 1 and last_duration <= 0:
-        last_duration = int(ticks[-1] - ticks[-2])
-    end_s = float(times_s[-1]) + max(0.0, float(last_duration * time_base)) if len(ticks) else 0.0
-    return Clock(times_s, end_s)
 
 
 def build_table(video: Video, *, scan: bool = True) -> PacketTable | None:
@@ -166,7 +154,7 @@ def _from_packets(video: Video) -> PacketTable:
     steps = clock_steps(dts, video.time_base, jumps=video.clock_may_jump)
     table = PacketTable(
         time_base=video.time_base,
-        pts=_joined(_filled(pts), steps) if steps.any() else _filled(pts),
+        pts=joined(_filled(pts), steps) if steps.any() else _filled(pts),
         dts=_filled(dts),
         size=np.array(size, np.int64),
         pos=_filled(pos),
@@ -203,39 +191,6 @@ def _has_silent_losses(video: Video, table: PacketTable) -> bool:
 def _has_gaps(table: PacketTable) -> bool:
     gaps = np.diff(table.pts[table.shown])
     return len(gaps) > 0 and bool(gaps.max() > 1.5 * np.median(gaps))
-
-
-def clock_steps(ticks: Sequence[int | None], time_base: Fraction, *, jumps: bool) -> npt.NDArray[np.bool_]:
-    """Where a clock was set back or ahead, by decode times: as FFmpeg's own program finds it.
-
-    Args:
-        ticks: decode times in decode order, in ``time_base`` units.
-        time_base: seconds per unit.
-        jumps: whether a leap ahead of more than ten seconds counts, beside a fall of more than a tenth.
-
-    Returns:
-        bool (len(ticks),): packets that come right after a step.
-    """
-    steps = np.zeros(len(ticks), np.bool_)
-    known = np.array([i for i, tick in enumerate(ticks) if tick is not None], np.int64)
-    moves = np.diff(np.array([tick for tick in ticks if tick is not None], np.int64))
-    steps[known[1:]] = moves < -round(_FALL_S / time_base)
-    if jumps:
-        steps[known[1:]] |= moves > round(JUMP_S / time_base)
-    return steps
-
-
-def _joined(pts: Int64s, steps: npt.NDArray[np.bool_]) -> Int64s:
-    """Presentation times that go on after each step of the clock, one usual frame after the last."""
-    part = np.cumsum(steps)
-    rising = np.sort(pts[part == 0])
-    step = max(1, int(np.median(np.diff(rising)))) if len(rising) > 1 else 1
-    joined, end = pts.copy(), int(pts[part == 0].max()) + step
-    for number in range(1, int(part[-1]) + 1):
-        inside = part == number
-        joined[inside] += end - int(pts[inside].min())
-        end = int(joined[inside].max()) + step
-    return joined
 
 
 def _filled(values: tuple[int | None, ...]) -> Int64s:

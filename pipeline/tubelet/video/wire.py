@@ -1,7 +1,7 @@
-"""Messages between the sandbox and its child: pickled objects over a Unix socket, with open files beside
-them.
+"""Messages between the sandbox and its child.
 
-Both ends are this library; nothing that comes out of a video is ever unpickled.
+Pickled objects over a Unix socket, with open files beside them. Both ends are this library; nothing that
+comes out of a video is ever unpickled.
 """
 
 from __future__ import annotations
