@@ -291,24 +291,24 @@ class _Pass:
     def _indexed(self, table: PacketTable, linear: bool) -> Decoded:
         clock = table.clock()
         picks = self._pick(clock)
-        gallery, decoder = self._decode_indexed(table, picks, linear)
+        buffers, decoder = self._decode_indexed(table, picks, linear)
         error = None
-        missing = set(gallery.wanted.tolist()) - decoder.taken
+        missing = set(buffers.wanted.tolist()) - decoder.taken
         if missing:
             error = self._partial(picks, decoder)
             picks = [_replace(pick, decoder.taken) for pick in picks]
             self._restart(table)
-            gallery, decoder = self._decode_indexed(table, picks, linear=True)
+            buffers, decoder = self._decode_indexed(table, picks, linear=True)
         start_s = float(int(table.pts[table.shown[0]] + decoder.shift) * table.time_base)
-        return self._finish(gallery, picks=picks, clock=clock, table=table, start_s=start_s, error=error)
+        return self._finish(buffers, picks=picks, clock=clock, table=table, start_s=start_s, error=error)
 
     def _decode_indexed(
         self, table: PacketTable, picks: list[Indices], linear: bool
     ) -> tuple[_ClipBuffers, IndexedDecoder]:
-        gallery = _ClipBuffers(self._video, self._views, picks, self._allocate)
-        decoder = IndexedDecoder(self._video, table, gallery.take, linear=linear)
-        decoder.decode(gallery.wanted)
-        return gallery, decoder
+        buffers = _ClipBuffers(self._video, self._views, picks, self._allocate)
+        decoder = IndexedDecoder(self._video, table, buffers.take, linear=linear)
+        decoder.decode(buffers.wanted)
+        return buffers, decoder
 
     def _partial(self, picks: list[Indices], decoder: IndexedDecoder) -> DecodeError:
         """The error to report along with the clips; raised when too little is there for clips."""
@@ -331,20 +331,20 @@ class _Pass:
         ticks = ticks_of(stamps, self._video, stepped=table.stepped)
         clock = clock_of(ticks, table.last_duration, self._video.time_base)
         picks = self._pick(clock)
-        gallery = _ClipBuffers(self._video, self._views, picks, self._allocate)
+        buffers = _ClipBuffers(self._video, self._views, picks, self._allocate)
         damaged = decoder.errors > _MOST_DAMAGE * len(stamps)
         broken = decoder.broke_off or self._video.broken is not None or damaged
-        wanted = set(gallery.wanted.tolist())
+        wanted = set(buffers.wanted.tolist())
         self._restart(table)
         for number, frame in enumerate(SequentialDecoder(self._video, table).frames()):
             if number in wanted:
-                gallery.take(number, frame)
+                buffers.take(number, frame)
                 wanted.discard(number)
                 if not wanted:
                     break
         error = DecodeError("partial", f"breaks off: {len(stamps)} frames decode") if broken else None
         start_s = float(int(ticks[0]) * self._video.time_base)
-        return self._finish(gallery, picks=picks, clock=clock, table=table, start_s=start_s, error=error)
+        return self._finish(buffers, picks=picks, clock=clock, table=table, start_s=start_s, error=error)
 
     def _restart(self, table: PacketTable) -> None:
         self._video.budget.begin_pass()
@@ -357,7 +357,7 @@ class _Pass:
 
     def _finish(
         self,
-        gallery: _ClipBuffers,
+        buffers: _ClipBuffers,
         *,
         picks: list[Indices],
         clock: Clock,
@@ -365,17 +365,17 @@ class _Pass:
         start_s: float,
         error: DecodeError | None,
     ) -> Decoded:
-        assert gallery.shape is not None
+        assert buffers.shape is not None
         info = describe(
             self._video,
             table=table,
             clock=clock,
-            shape=gallery.shape,
-            frame=gallery.frame,
+            shape=buffers.shape,
+            frame=buffers.frame,
             start_s=start_s,
             still=self._video.is_still(len(table.shown)),
         )
-        clips = [Clip(c, clock.times_s[p]) for c, p in zip(gallery.clips, picks, strict=True)]
+        clips = [Clip(c, clock.times_s[p]) for c, p in zip(buffers.clips, picks, strict=True)]
         return Decoded(clips, info, error)
 
 
