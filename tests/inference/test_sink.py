@@ -15,10 +15,10 @@ from support import S3Bucket
 from support.labelling import assert_one_row_each, read_rows, read_with_duckdb
 from tubelet.config import UserError
 from tubelet.corpus.digests import digests
-from tubelet.inference.output import OutputFiles, check_or_init_output
+from tubelet.inference.output import OutputFiles, check_or_init_output, parquet_bytes
 from tubelet.inference.published import Published
 from tubelet.inference.schema import RowShape, table_of
-from tubelet.inference.sink import PredictionSink, SinkLimits
+from tubelet.inference.sink import PredictionSink, SinkLimits, part_name
 
 SCHEMA = RowShape().schema()
 AT_ONCE = SinkLimits(part_rows=1)
@@ -215,3 +215,24 @@ def test_index_of_nothing() -> None:
     published = Published.of([])
     assert published.locate(digests(["a"], [0])).tolist() == [-1]
     assert not published.is_done(digests(["a"], [0]), digests(["x"]), retry_errors=False).any()
+
+
+def test_an_outage_is_tried_again_until_it_has_come_in_three_runs(tmp_path: Path) -> None:
+    """And in a table of before attempts were counted it counts as one."""
+    files = OutputFiles(str(tmp_path))
+    places, contents = digests(["a"], [0]), digests(["1"])
+    row = {"key": "a", "window": 0, "etag": "1", "status": "error", "error_code": "timeout"}
+    old = SCHEMA.remove(SCHEMA.get_field_index("attempts"))
+    files.create(part_name(0), parquet_bytes(table_of([row], old)))
+    for attempts in (1, 2, 3):
+        sink = PredictionSink(files, SCHEMA)
+        assert sink.published.attempts.tolist() == [attempts]
+        done = sink.published.is_done(places, contents, retry_errors=False)
+        assert done.tolist() == [attempts == 3]
+        sink.add(table_of([row], SCHEMA))
+        sink.close()
+    sink = PredictionSink(files, SCHEMA)
+    assert not sink.published.is_done(places, contents, retry_errors=True).any()
+    sink.add(table_of([row | {"status": "ok", "error_code": None}], SCHEMA))
+    sink.close()
+    assert [found["attempts"] for found in read_rows(str(tmp_path))] == [0]

@@ -26,8 +26,10 @@ from support.labelling import (
     write_scenes,
     write_video,
 )
+from support.s3_proxy import Fault, Mode, s3_proxy
 from tubelet import storage
 from tubelet.config import UserError, load_settings
+from tubelet.corpus.index import IndexConfig, index_corpus
 from tubelet.labelling.config import LabelConfig
 from tubelet.labelling.job import LabelJob, Summary
 from tubelet.storage import DiskFullError
@@ -123,7 +125,7 @@ def test_s3_gives_what_a_folder_gives(corpus: Path, tmp_path: Path, s3: S3Bucket
     assert all(name.startswith("part-") for name in hidden)
 
 
-def test_errors_are_tried_again_on_request(tmp_path: Path, label: Label) -> None:
+def test_errors_of_the_store_are_tried_again_by_the_same_command(tmp_path: Path, label: Label) -> None:
     corpus, out = write_corpus(tmp_path / "corpus", 4), str(tmp_path / "out")
     first = label(corpus, out)
     assert first.errors == 0
@@ -133,11 +135,29 @@ def test_errors_are_tried_again_on_request(tmp_path: Path, label: Label) -> None
     assert again.errors == 1
     row = next(row for row in read_rows(str(tmp_path / "other")) if row["status"] == "error")
     assert row["error_code"] in {"not_found", "io_error"}
+    assert (again.to_retry, row["attempts"]) == (1, 1)
     (tmp_path / "away.mp4").rename(corpus / "v00001.mp4")
-    assert label(manifest, tmp_path / "other").labelled == 0
-    retried = label(manifest, tmp_path / "other", retry_errors=True)
-    assert (retried.labelled, retried.errors, retried.ok) == (1, 0, 4)
-    assert_one_row_each(read_rows(str(tmp_path / "other")), 4)
+    retried = label(manifest, tmp_path / "other")
+    assert (retried.labelled, retried.errors, retried.ok, retried.to_retry) == (1, 0, 4, 0)
+    rows = read_rows(str(tmp_path / "other"))
+    assert_one_row_each(rows, 4)
+    assert {row["attempts"] for row in rows} == {0}
+
+
+def test_what_a_flaky_index_could_not_read_is_labelled(tmp_path: Path, s3: S3Bucket, label: Label) -> None:
+    """A row of an outage goes to the decoders; what is no video gets no row."""
+    corpus = write_corpus(tmp_path / "corpus", 4)
+    (corpus / "v00000.txt").write_text("a sidecar")
+    storage.upload_dir(corpus, f"{s3.uri}/in")
+    with s3_proxy(s3.server) as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        proxy.fault = Fault(Mode.OVERLOADED, match="v00001.mp4")
+        made = index_corpus(IndexConfig(src=f"{s3.uri}/in", out=f"{s3.uri}/manifest", workers=1))
+    assert (made.ok, made.to_retry, made.not_video) == (3, 1, 1)
+    summary = label(f"{s3.uri}/manifest", tmp_path / "out")
+    assert (summary.objects, summary.ok, summary.errors) == (4, 4, 0)
+    assert_one_row_each(read_rows(str(tmp_path / "out")), 4)
 
 
 def test_object_that_changed_since_the_manifest_is_noticed(tmp_path: Path, label: Label) -> None:

@@ -13,7 +13,7 @@ from tubelet.config import UserError
 from tubelet.corpus.listing import Listing, Row
 from tubelet.corpus.manifest import label_columns, made_from, manifest_file, read_manifest
 from tubelet.corpus.probing import promises_video
-from tubelet.video import TRANSIENT, Status
+from tubelet.video import Status, to_retry
 
 # What probing found out; all else in a row comes from the listing.
 _PROBED_COLUMNS = (
@@ -33,8 +33,6 @@ _PROBED_COLUMNS = (
     "indexed_at",
 )
 
-# A failure that is no verdict on the content becomes one when so many runs ended in it.
-MAX_ATTEMPTS = 3
 # What a manifest says of objects whose name promises no video, since this revision of the rules.
 RULES = 2
 
@@ -57,11 +55,6 @@ def check_output(out: str, *, update: bool) -> bool:
         kind = "a folder" if out == file else "a folder with other things in it"
         raise UserError(f"{out} is {kind} ({others[0]!r}): choose an --out of its own for the manifest")
     return False
-
-
-def to_retry(code: str | None, attempts: int | None) -> bool:
-    """Whether a row with this error code is not done: the next update opens the object again."""
-    return code in TRANSIENT and (attempts or 0) < MAX_ATTEMPTS
 
 
 class Earlier:

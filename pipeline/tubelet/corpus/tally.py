@@ -6,9 +6,8 @@ from collections import Counter
 from typing import Any
 
 from tubelet.config import UserError
-from tubelet.corpus.earlier import to_retry
 from tubelet.error_rate import ErrorRate
-from tubelet.video import TRANSIENT, ErrorCode, Status
+from tubelet.video import TRANSIENT, ErrorCode, Status, to_retry
 
 # If all of the first so many objects are denied, so will be the others.
 _DENIED = 20

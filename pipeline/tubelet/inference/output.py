@@ -97,13 +97,13 @@ class OutputFiles:
         with_retries(lambda: storage.delete(self.path(name), self.options))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Some columns of a Parquet file, all of one version of it.
+        """Some columns of a Parquet file, all of one version of it; those that it has not are left out.
 
         Raises:
             UserError: the file is damaged; the message names it and says what to do.
         """
         return self._read_part(
-            name, lambda part: part.read(columns or part.schema.names).select(columns or part.schema.names)
+            name, lambda part: part.read([n for n in columns or part.schema.names if n in part.schema.names])
         )
 
     def read_schema(self, name: str) -> pa.Schema:

@@ -159,6 +159,7 @@ def _how(batch: Batch, job: ModelJob, rows: Ints, failed: npt.NDArray[np.bool_])
         "end_s": _or_null(batch["clip_end_s"][rows]),
         "model": [job.identity] * len(rows),
         "sampling": [job.sampling] * len(rows),
+        "attempts": [0] * len(rows),  # counted by the sink, which knows earlier runs
     }
 
 

@@ -9,29 +9,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tubelet.corpus.digests import digests
-from tubelet.video import Status
+from tubelet.video import TRANSIENT, Status
+from tubelet.video.errors import MAX_ATTEMPTS
 
 Hashes = npt.NDArray[np.uint64]
 
-INDEX_COLUMNS = ["key", "window", "etag", "status"]
+INDEX_COLUMNS = ["key", "window", "etag", "status", "error_code", "attempts"]
 
 
 @dataclass(frozen=True)
 class Published:
-    """Published rows, sorted by the hash of their primary key: 21 bytes a row.
+    """Published rows, sorted by the hash of their primary key: 22 bytes per row.
 
     Attributes:
         places: uint64 ``(rows,)``, hash of ``(key, window)``, ascending.
         contents: uint64 ``(rows,)``, hash of the etag the row was made from.
         failed: bool ``(rows,)``, the row is an error.
+        attempts: int8 ``(rows,)``, runs that ended with a transient error; 0 for all other rows.
         parts: int32 ``(rows,)``, the number of the part file that holds the row.
     """
 
     places: Hashes
     contents: Hashes
     failed: npt.NDArray[np.bool_]
+    attempts: npt.NDArray[np.int8]
     parts: npt.NDArray[np.int32]
 
     @classmethod
@@ -39,12 +43,11 @@ class Published:
         """Index numbered part tables (they need :data:`INDEX_COLUMNS`), one after the other."""
         columns = [_index_part(number, table) for number, table in parts]
         if not columns:
-            return cls(
-                np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.bool_), np.empty(0, np.int32)
-            )
-        places, contents, failed, numbers = (np.concatenate(column) for column in zip(*columns, strict=True))
+            hashes: Hashes = np.empty(0, np.uint64)
+            return cls(hashes, hashes, np.empty(0, np.bool_), np.empty(0, np.int8), np.empty(0, np.int32))
+        places, *others = (np.concatenate(column) for column in zip(*columns, strict=True))
         order = np.argsort(places, kind="stable")
-        return cls(places[order], contents[order], failed[order], numbers[order])
+        return cls(places[order], *(column[order] for column in others))
 
     def __len__(self) -> int:
         return len(self.places)
@@ -57,12 +60,24 @@ class Published:
         return np.where(self.places[at] == places, at, -1)
 
     def is_done(self, places: Hashes, contents: Hashes, *, retry_errors: bool) -> npt.NDArray[np.bool_]:
-        """Which requests need no work: published from the same content (and not an error to try again)."""
+        """Which requests need no work: published from the same content, and no error to try again.
+
+        An error of the store or the machine is tried again until it has come in
+        :data:`tubelet.video.errors.MAX_ATTEMPTS` runs; with ``retry_errors`` every error is.
+        """
         at = self.locate(places)
         if not len(self):
             return np.zeros(len(places), np.bool_)
-        done = (at >= 0) & (self.contents[at] == contents)
-        return np.asarray(done & ~self.failed[at] if retry_errors else done, np.bool_)
+        again = self.failed if retry_errors else (self.attempts > 0) & (self.attempts < MAX_ATTEMPTS)
+        return np.asarray((at >= 0) & (self.contents[at] == contents) & ~again[at], np.bool_)
+
+    def earlier_attempts(self, places: Hashes, contents: Hashes) -> npt.NDArray[np.int8]:
+        """Earlier runs in which each request ended with a transient error of the same content."""
+        if not len(self):
+            return np.zeros(len(places), np.int8)
+        at = self.locate(places)
+        same = (at >= 0) & (self.contents[at] == contents)
+        return np.where(same, self.attempts[at], 0).astype(np.int8)
 
 
 def _index_part(number: int, table: pa.Table) -> tuple[Any, ...]:
@@ -70,4 +85,15 @@ def _index_part(number: int, table: pa.Table) -> tuple[Any, ...]:
     places = digests(table["key"].to_pylist(), table["window"].to_pylist())
     contents = digests(table["etag"].to_pylist())
     failed = np.array([status == Status.ERROR for status in table["status"].to_pylist()], np.bool_)
-    return places, contents, failed, np.full(rows, number, np.int32)
+    return places, contents, failed, _attempts(table), np.full(rows, number, np.int32)
+
+
+def _attempts(table: pa.Table) -> npt.NDArray[np.int8]:
+    """At least 1 for a transient error: tables of before attempts were counted have no such column."""
+    transient: npt.NDArray[np.int8] = (
+        pc.is_in(table["error_code"], pa.array(sorted(TRANSIENT))).to_numpy().astype(np.int8)
+    )
+    if "attempts" not in table.column_names:
+        return transient
+    counted = pc.fill_null(table["attempts"], 0).to_numpy()
+    return np.asarray(np.minimum(transient * np.maximum(counted, 1), 127), np.int8)

@@ -90,6 +90,8 @@ _HOW = (
     pa.field("end_s", pa.float64()),
     pa.field("model", pa.string()),
     pa.field("sampling", pa.string()),
+    # Runs that ended with a transient error of this content; 0 for what is well, or final.
+    pa.field("attempts", pa.int32()),
 )
 
 

@@ -31,12 +31,15 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tubelet.corpus.digests import digests
 from tubelet.inference.output import OutputFiles, parquet_bytes
 from tubelet.inference.published import INDEX_COLUMNS, Published
+from tubelet.video import TRANSIENT
 
 _PART = re.compile(r"part-(\d{8})\.parquet")
 _PART_ID = b"tubelet.part"
@@ -104,9 +107,22 @@ class PredictionSink:
     def add(self, rows: pa.Table) -> None:
         """Gather rows (each place at most once until the next part) and publish when it is time."""
         if rows.num_rows:
-            self._gathered.append(rows.select(self.schema.names).cast(self.schema))
+            self._gathered.append(self.counted(rows.select(self.schema.names).cast(self.schema)))
         if self._gathered and self._is_time():
             self.flush()
+
+    def counted(self, rows: pa.Table) -> pa.Table:
+        """``rows`` with the runs that ended with a transient error, this one included, as ``attempts``."""
+        at = rows.schema.get_field_index("attempts")
+        if at < 0:
+            return rows
+        transient = pc.is_in(rows["error_code"], pa.array(sorted(TRANSIENT)))
+        counts = np.zeros(rows.num_rows, np.int32)
+        if pc.any(transient).as_py():
+            places = digests(rows["key"].to_pylist(), rows["window"].to_pylist())
+            earlier = self.published.earlier_attempts(places, digests(rows["etag"].to_pylist()))
+            counts = np.where(transient.to_numpy(), earlier + 1, 0).astype(np.int32)
+        return rows.set_column(at, rows.schema.field(at), pa.array(counts))
 
     def flush(self) -> None:
         """Publish all gathered rows now."""
@@ -184,7 +200,15 @@ def _merge(part: pa.Table, newer: pa.Table) -> pa.Table:
     former = zip(part["key"].to_pylist(), part["window"].to_pylist(), part["etag"].to_pylist(), strict=True)
     keep = [(key, window) not in taken and current.get(key, etag) == etag for key, window, etag in former]
     kept = part.filter(pa.array(keep, pa.bool_()))
-    return pa.concat_tables([kept.cast(newer.schema), newer])
+    return pa.concat_tables([_with_columns_of(kept, newer.schema), newer])
+
+
+def _with_columns_of(part: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``part``, written before there were all columns of ``schema``, with nulls in those it has not."""
+    for field in schema:
+        if field.name not in part.column_names:
+            part = part.append_column(field, pa.nulls(part.num_rows, field.type))
+    return part.select(schema.names).cast(schema)
 
 
 def _encode(rows: pa.Table, part_id: str) -> bytes:

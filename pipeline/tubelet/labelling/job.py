@@ -150,9 +150,10 @@ class Run:
 
     def _take(self, number: int, rows: pa.Table) -> int:
         """Hand new rows to the sink; returns how many there were."""
-        fresh = rows.filter(pa.array(self._fresh(number, rows)))
+        sink = self.prepared.sinks[number]
+        fresh = sink.counted(rows.filter(pa.array(self._fresh(number, rows))))
         if fresh.num_rows:
-            self.prepared.sinks[number].add(fresh)
+            sink.add(fresh)
             self.report.add(number, fresh)
         return int(fresh.num_rows)
 
@@ -202,7 +203,7 @@ class Run:
                 origin = {"views": 0, "model": model, "sampling": prepared.sampling[number]}
                 rows = [row | origin for row in known if row["models"] >> number & 1]
                 if rows:
-                    table = table_of(rows, sink.schema)
+                    table = sink.counted(table_of(rows, sink.schema))
                     sink.add(table)
                     self.report.add(number, table)
 

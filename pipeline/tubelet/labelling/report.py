@@ -21,7 +21,7 @@ from tubelet.labelling.drift import expectation, total_variation
 from tubelet.labelling.prepare import Prepared
 from tubelet.plain_json import json_text
 from tubelet.tracking import Tracker
-from tubelet.video import Status
+from tubelet.video import Status, to_retry
 
 if TYPE_CHECKING:
     from tubelet.inference.graph import Layout
@@ -34,6 +34,8 @@ _LOG_EVERY_S = 10.0
 class Summary:
     """How it ended. ``ok`` and ``errors`` count what readers now see of the manifest, all runs together.
 
+    ``to_retry``: errors among them of the store or the machine, which the same command tries again.
+
     ``startup_s``: of ``seconds``, those before the first decoded row, when workers start and load the model.
     ``object_store_limit_bytes``: more than that the job did not keep in Ray's object store, however many
     objects there are.
@@ -44,6 +46,7 @@ class Summary:
     errors: int
     already_done: int
     videos_per_s: float
+    to_retry: int = 0
     labelled: int = 0
     seconds: float = 0.0
     startup_s: float = 0.0
@@ -64,6 +67,7 @@ class Tally:
 
     ok: int = 0
     errors: int = 0
+    to_retry: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     labels: Counter[str] = field(default_factory=Counter)
@@ -77,10 +81,12 @@ class Tally:
         failed = np.array([status == Status.ERROR for status in rows["status"].to_pylist()], np.bool_)
         self.errors += int(failed.sum())
         self.ok += int((~failed).sum())
-        for code, reason in zip(rows["error_code"].to_pylist(), rows["error"].to_pylist(), strict=True):
+        columns = (rows[name].to_pylist() for name in ("error_code", "error", "attempts"))
+        for code, reason, attempts in zip(*columns, strict=True):
             if code is not None:
                 self.reasons[code] += 1
                 self.examples.setdefault(code, reason or "")
+                self.to_retry += to_retry(code, attempts)
         good = rows.filter(pa.array(~failed))
         self.labels.update(label for label in good["label"].to_pylist() if label is not None)
         scores = good["score"].drop_null().to_numpy()
@@ -215,6 +221,7 @@ def summarise(prepared: Prepared, tally: Tally, seconds: float, run_id: str | No
         ok=plan.already_done[0] - plan.already_failed[0] + tally.ok,
         errors=plan.already_failed[0] + tally.errors,
         already_done=plan.already_done[0],
+        to_retry=tally.to_retry,
         videos_per_s=round(made / seconds, 3) if seconds else 0.0,
         labelled=made,
         seconds=round(seconds, 3),

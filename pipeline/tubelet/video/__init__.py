@@ -6,7 +6,7 @@ decodes in a child process that no file can take down with it.
 
 from tubelet.video.content import Content
 from tubelet.video.decode import Clip, Decoded, decode_clip, decode_views, probe
-from tubelet.video.errors import TRANSIENT, DecodeError, DecoderStartError, ErrorCode, Status
+from tubelet.video.errors import TRANSIENT, DecodeError, DecoderStartError, ErrorCode, Status, to_retry
 from tubelet.video.framing import Box, JitterCrop, Placement, ResizedCrop, ShortSide, SpaceRule, Stretch
 from tubelet.video.info import VideoInfo
 from tubelet.video.limits import Limits
@@ -61,4 +61,5 @@ __all__ = [
     "decode_views",
     "probe",
     "test_views",
+    "to_retry",
 ]

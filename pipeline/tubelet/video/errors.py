@@ -80,6 +80,15 @@ TRANSIENT = frozenset(
 )
 """What the store or the machine did: no verdict on the content, so worth another try."""
 
+MAX_ATTEMPTS = 3
+"""Runs after which a transient error stays: a file that always hangs the decoder must not keep a job from
+being done."""
+
+
+def to_retry(code: str | None, attempts: int | None) -> bool:
+    """Whether a row that has ended with ``code`` in so many runs is tried again by the same command."""
+    return code in TRANSIENT and (attempts or 0) < MAX_ATTEMPTS
+
 
 class DecodeError(Exception):
     """A video, or the part of it that was asked for, cannot be decoded.
