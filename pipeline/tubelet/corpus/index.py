@@ -218,14 +218,20 @@ class _Index:
         self, rows: Iterator[tuple[Row, bool]], again: RowFile, tally: IndexTally, line: ProgressLine
     ) -> Iterator[Row]:
         """Rows that are final; what failed in passing waits in ``again``."""
-        for row, probed in rows:
-            if probed:
-                tally.watch(row)
-                line.advance(1, errors=tally.errors)
-                if row["error_code"] in TRANSIENT:
-                    again.add(row)
-                    continue
-            yield self._final(row, tally)
+        for found, probed in rows:
+            row = found
+            if not probed:
+                yield self._final(row, tally)
+                continue
+            tally.watch(row)
+            final = row["error_code"] not in TRANSIENT
+            if final:
+                row = self._final(row, tally)
+            else:
+                again.add(row)
+            line.advance(1, errors=tally.errors)
+            if final:
+                yield row
 
     def _second_pass(self, rows: Iterator[Row], tally: IndexTally, line: ProgressLine) -> Iterator[Row]:
         failed: Counter[str] = Counter()
