@@ -16,7 +16,7 @@ from support.training import write_corpus
 from support.vivit import randomised
 from tubelet import storage
 from tubelet.clips import ClipDecoder, ClipSpec
-from tubelet.config import UserError
+from tubelet.config import UserError, load_settings
 from tubelet.corpus.manifest import read_manifest, write_manifest
 from tubelet.corpus.selection import select
 from tubelet.evaluation.ablation import ablate
@@ -147,7 +147,7 @@ def test_several_labels_a_video(manifest: pa.Table) -> None:
 def test_the_job_writes_tables_figures_and_a_linked_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tubelet_jobs.evaluate import command
+    from tubelet_jobs.evaluate import EvaluateOptions, command
 
     manifest = write_corpus(tmp_path / "corpus", {"train": 4, "test": 8})
     table = read_manifest(manifest)  # with the etags that an index would have found
@@ -156,9 +156,10 @@ def test_the_job_writes_tables_figures_and_a_linked_run(
     make_bundle({"label": ["left", "right"]}).save(tmp_path / "model")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     out = tmp_path / "evaluation"
+    given = {"model": str(tmp_path / "model"), "manifest": manifest, "tracking_uri": uri}
 
     def evaluate() -> dict[str, object]:
-        command(str(tmp_path / "model"), manifest, views="1x1", out=str(out), tracking_uri=uri, workers=2)
+        command(load_settings(EvaluateOptions, given | {"views": "1x1", "out": str(out), "workers": 2}))
         summary: dict[str, object] = json.loads(capsys.readouterr().out.splitlines()[-1])
         return summary
 
@@ -187,7 +188,7 @@ def test_the_job_writes_tables_figures_and_a_linked_run(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("keep me")
     with pytest.raises(UserError, match="is no evaluation: choose another --out"):
-        command(str(tmp_path / "model"), manifest, out=str(tmp_path / "other"), tracking_uri=uri)
+        command(load_settings(EvaluateOptions, given | {"out": str(tmp_path / "other")}))
     assert (tmp_path / "other" / "thesis.txt").exists()
 
 

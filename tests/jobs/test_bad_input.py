@@ -152,7 +152,7 @@ def test_second_job_on_one_output_is_told_by_whom(world: World, s3: S3Bucket, tm
     manifest = world.index("for-two", labels="folders", split="train=1,val=0,test=0")
     with OutputLock(str(tmp_path / "run"), job="tubelet train"):
         assert "tubelet train" in _error(*_train(manifest, tmp_path / "run", "--resume"))
-        assert "exists" in _error(*_train(manifest, tmp_path / "run"))
+        assert "tubelet train" in _error(*_train(manifest, tmp_path / "run"))
 
 
 def test_no_model_and_no_manifest(world: World, tmp_path: Path) -> None:
