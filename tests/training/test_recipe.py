@@ -81,7 +81,7 @@ def test_override_finds_the_group() -> None:
         ("workers=0", "workers: write a number of workers, or a range such as 2..4"),
         ("workers=4..2", "workers: write a number"),
         ("flip=1.5", r"augment.flip: .* less than or equal to 1 \(given 1.5\)"),
-        ("evaluation.views=4x2", "crops"),
+        ("evaluation.views=4by2", "write temporal clips x spatial crops, for example 4x3"),
         ("max_steps=0", "max_steps"),
         ("batch=1", "batch=1 is smaller than workers x accumulate"),
     ],

@@ -75,5 +75,7 @@ def test_broken_axis_is_found_out(
         monkeypatch.setattr(Attention, "_over_time", space)
     else:
         monkeypatch.setattr(Attention, "_over_space", time)
-        monkeypatch.setattr(Attention, "_fused_over_space", lambda self, x: time(self, x, 0, x.shape[-1]))
+        monkeypatch.setattr(
+            Attention, "_fused_over_space", lambda self, x, _rope: time(self, x, 0, x.shape[-1])
+        )
     assert best_accuracy(variant, task, steps=100) <= WITHOUT_MEETING
