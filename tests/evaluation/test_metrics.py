@@ -12,18 +12,18 @@ from tubelet.evaluation.figures import evaluation_figures
 from tubelet.evaluation.metrics import (
     bootstrap_interval,
     joint_correct,
-    mean_logits,
     multi_label_report,
     reliability,
     single_label_report,
     topk_correct,
 )
+from tubelet.inference.forward import mean_over_views
 
 
 def test_views_average_raw_logits_not_probabilities() -> None:
     # One sure view against two that lean the other way: the mean of probabilities would pick class 1.
     views = torch.tensor([[[9.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])
-    assert mean_logits(views).argmax(-1).tolist() == [0]
+    assert mean_over_views(views).argmax(-1).tolist() == [0]
     assert torch.softmax(views, -1).mean(1)[0, 0] < 0.52
 
 

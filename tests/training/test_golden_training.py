@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from support.vivit import Golden, config_of, golden_config, golden_files
-from tubelet.evaluation.metrics import joint_correct, mean_logits, topk_correct
+from tubelet.evaluation.metrics import joint_correct, topk_correct
+from tubelet.inference.forward import mean_over_views
 from tubelet.training.losses import Objective
 from tubelet.training.mixup import Mix, apply_mix
 from tubelet.training.optim import clip_gradients, make_optimiser, set_lr
@@ -75,7 +76,7 @@ def check_metrics(
     assert (joint_correct(logits, labels, 1) & mask).int().tolist() == tensors["joint_correct"].tolist()
     top5 = joint_correct(logits, labels, 5) & mask
     assert top5.int().tolist() == tensors["joint_top5_correct"].flatten().tolist()
-    views = mean_logits(tensors["views"][None])[0]
+    views = mean_over_views(tensors["views"][None])[0]
     torch.testing.assert_close(views, tensors["views_mean_logits"], rtol=1e-6, atol=1e-6)
 
 

@@ -29,11 +29,6 @@ RESAMPLES = 2000
 Interval = tuple[float, float]
 
 
-def mean_logits(views: Tensor) -> Tensor:
-    """Raw logits ``(n, V, classes)`` averaged over the views, as the paper does: ``(n, classes)``."""
-    return views.mean(1)
-
-
 def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """Whether the label is among the ``k`` highest: bool ``(n,)``."""
     best = logits.topk(min(k, logits.shape[-1]), dim=-1).indices

@@ -29,7 +29,7 @@ from tubelet.inference.integrity import MARKER, what_is_torn
 from tubelet.storage import StorageOptions
 from tubelet.tracking import ModelLink, model_link, resolve_model
 from tubelet.tracking.registry import MODEL_FILE
-from tubelet.vivit import ViViT, load_model, read_header, save_model
+from tubelet.vivit import ViViT, load_model, save_model
 
 logger = logging.getLogger(__name__)
 
@@ -158,14 +158,6 @@ class ModelBundle:
         bundle.identity = (link.identity if link else None) or f"sha256:{_digest(bundle)}"
         bundle.link = link or ModelLink(source, bundle.run_id)
         return bundle
-
-
-def is_bundle(path: str | Path) -> bool:
-    """Whether a local file is a model of tubelet (its header says so; the weights are not read)."""
-    try:
-        return "labels" in read_header(path)[1]
-    except (ValueError, OSError):
-        return False
 
 
 def find_link(bundle: ModelBundle, tracking_uri: str | None) -> ModelLink:

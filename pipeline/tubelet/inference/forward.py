@@ -112,15 +112,19 @@ class Forward:
     def _outcome(self, logits: dict[str, list[Tensor]], features: list[Tensor], views: int) -> Outcome:
         def mean(parts: list[Tensor], width: int) -> Tensor:
             joined = torch.cat(parts) if parts else torch.zeros(0, width)
-            return joined.reshape(-1, views, joined.shape[-1]).mean(1)
+            return mean_over_views(joined.reshape(-1, views, joined.shape[-1]))
 
-        # The mean of raw logits, then softmax (or sigmoid), as the authors evaluate.
         raw = {head: mean(logits[head], classes) for head, classes in self._config.label_heads.items()}
         return Outcome(
             {head: values.cpu().numpy() for head, values in raw.items()},
             {head: self._act(values).cpu().numpy() for head, values in raw.items()},
             mean(features, self._config.pooled_width).cpu().numpy(),
         )
+
+
+def mean_over_views(values: Tensor) -> Tensor:
+    """``(n, V, classes)`` to ``(n, classes)``: of raw logits, not of probabilities, as the authors do."""
+    return values.mean(1)
 
 
 def clips_at_once(config: ViViTConfig, free_bytes: int) -> int:

@@ -90,7 +90,6 @@ class PredictionSink:
     def __init__(self, files: OutputFiles, schema: pa.Schema, limits: SinkLimits | None = None) -> None:
         self.files, self.schema, self.limits = files, schema, limits or SinkLimits()
         self.published = Published.of([])
-        self.rows_published = 0
         self._gathered: list[pa.Table] = []
         self._started_s = self._written_s = time.monotonic()
         self._last_write_s = 0.0
@@ -157,7 +156,6 @@ class PredictionSink:
         for number in sorted(set(self.published.parts[homes[homes >= 0]].tolist())):
             in_part = (homes >= 0) & (self.published.parts[homes] == number)
             self._replace(number, rows.filter(pa.array(in_part)))
-        self.rows_published += rows.num_rows
         return None
 
     def _append(self, rows: pa.Table) -> bool:

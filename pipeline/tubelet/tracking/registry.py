@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -341,8 +341,3 @@ def cache_folder() -> Path:
     root = os.environ.get("TUBELET_CACHE")
     folder = Path(root) if root else Path.home() / ".cache" / "tubelet"
     return folder / "models"
-
-
-def source_tags(**values: object) -> Mapping[str, str]:
-    """Tags of where a run's data comes from: ``manifest``, ``fingerprint``, ``out`` and the like."""
-    return {f"tubelet.{name}": str(value) for name, value in values.items() if value is not None}
