@@ -447,7 +447,10 @@ def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loca
         yield server
 
 
-def test_a_store_that_goes_away_for_a_moment_costs_nothing(own_server: LocalS3, tmp_path: Path) -> None:
+def test_a_store_that_goes_away_for_a_moment_costs_nothing(
+    own_server: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "20")  # on a busy machine the server takes long to be back
     put_videos("s3://own-bucket/v", [f"{i}.mp4" for i in range(4)])
     own_server.stop()
     restart = threading.Timer(1.0, own_server.start)
