@@ -6,7 +6,6 @@ tokens, `` | `` between alternatives, then ``; `` and words for people.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -18,22 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import SHARED, S3Bucket
+from support import S3Bucket
+from support.cases import CASES, case_params
 from support.corpus import video_bytes
 from tubelet.config import UserError
 from tubelet.corpus.index import IndexConfig, index_corpus
 from tubelet.corpus.manifest import label_columns, read_manifest
-
-CASES = Path(os.environ.get("TUBELET_CASES") or SHARED / "cases")
-
-
-def _rows() -> list[Any]:
-    manifest = CASES / "MANIFEST.csv"
-    if not manifest.is_file():
-        return [pytest.param({}, marks=pytest.mark.skip(reason="no folder of cases"), id="none")]
-    with manifest.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["job"] == "index" or "part=index" in row["right"]]
-    return [pytest.param(row, id=row["path"]) for row in rows]
 
 
 def _alternatives(right: str) -> list[list[tuple[str, str]]]:
@@ -156,7 +145,9 @@ def _put_keys(keys: Path, s3: S3Bucket) -> int:
     return sum(not key.endswith("/") for key in found)
 
 
-@pytest.mark.parametrize("row", _rows())
+@pytest.mark.parametrize(
+    "row", case_params(lambda row: row["job"] == "index" or "part=index" in row["right"])
+)
 def test_case(row: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest) -> None:
     s3 = request.getfixturevalue("s3") if row["path"].endswith("keys.json") else None
     outcome = Outcome(row, tmp_path, s3)

@@ -6,15 +6,12 @@ the one line of label, review and export has to hold. The case here was left by 
 
 from __future__ import annotations
 
-import csv
-import os
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support import SHARED
+from support.cases import CASES, case_params
 from tubelet.config import UserError
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.schema import RowShape
@@ -22,19 +19,8 @@ from tubelet.inference.sink import PredictionSink
 from tubelet.labelling.export import export
 from tubelet.review.page import ReviewConfig, review
 
-CASES = Path(os.environ.get("TUBELET_CASES") or SHARED / "cases")
 
-
-def _rows() -> list[Any]:
-    manifest = CASES / "MANIFEST.csv"
-    if not manifest.is_file():
-        return [pytest.param({}, marks=pytest.mark.skip(reason="no folder of cases"), id="none")]
-    with manifest.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["kind"] == "full-disk"]
-    return [pytest.param(row, id=row["path"]) for row in rows]
-
-
-@pytest.mark.parametrize("row", _rows())
+@pytest.mark.parametrize("row", case_params(lambda row: row["kind"] == "full-disk"))
 def test_damaged_output_is_named_in_one_line(row: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(CASES / row["path"], out, copy_function=shutil.copyfile)

@@ -89,11 +89,12 @@ def test_second_job_is_refused_and_told_by_whom(root: str) -> None:
     assert _locks(out) == []
 
 
-def test_one_of_many_wins(root: str) -> None:
+def _contend(out: str) -> list[OutputLock]:
+    """The locks of those of six who got one, all asking at once."""
     start = threading.Barrier(6)
 
     def contend(_: int) -> OutputLock | None:
-        lock = OutputLock(f"{root}/out")
+        lock = OutputLock(out)
         start.wait()
         try:
             lock.acquire()
@@ -102,26 +103,18 @@ def test_one_of_many_wins(root: str) -> None:
         return lock
 
     with ThreadPoolExecutor(6) as pool:
-        held = [lock for lock in pool.map(contend, range(6)) if lock is not None]
+        return [lock for lock in pool.map(contend, range(6)) if lock is not None]
+
+
+def test_one_of_many_wins(root: str) -> None:
+    held = _contend(f"{root}/out")
     assert len(held) == 1
     held[0].release()
 
 
 def test_one_of_many_takes_over(root: str) -> None:
     _foreign(f"{root}/out")
-    start = threading.Barrier(6)
-
-    def contend(_: int) -> OutputLock | None:
-        lock = OutputLock(f"{root}/out")
-        start.wait()
-        try:
-            lock.acquire()
-        except UserError:
-            return None
-        return lock
-
-    with ThreadPoolExecutor(6) as pool:
-        held = [lock for lock in pool.map(contend, range(6)) if lock is not None]
+    held = _contend(f"{root}/out")
     assert len(held) == 1
     held[0].release()
     assert _locks(f"{root}/out") == []

@@ -6,9 +6,7 @@ decode or to probe. ``right`` is ``key=value`` tokens, alternatives between `` |
 
 from __future__ import annotations
 
-import csv
 import http.server
-import os
 import shlex
 import threading
 import time
@@ -23,11 +21,10 @@ import numpy.typing as npt
 import psutil
 import pytest
 from _pytest.mark import ParameterSet
-from support import SHARED
+from support.cases import CASES, listed_cases
 from support.video import EveryFrame, alone_equal, sequential
 from tubelet.video import Content, Decoded, DecodeError, Limits, Sandbox, ShortSide, VideoInfo, View
 
-FOLDER = Path(os.environ.get("TUBELET_CASES") or SHARED / "cases")
 HTTP_PORT = 18099
 WHOLE = View(EveryFrame(), ShortSide())
 
@@ -48,16 +45,12 @@ class Row:
 
 
 def rows() -> Iterator[Row]:
-    manifest = FOLDER / "MANIFEST.csv"
-    if not manifest.is_file():
-        return
-    with manifest.open(newline="") as file:
-        for row in csv.DictReader(file):
-            found = Row(FOLDER / row["path"], row["kind"], row["right"])
-            mine = row["job"] in ("decode", "probe") or "by" in found.alternatives[0]
-            parts = {tokens.get("part") for tokens in found.alternatives}
-            if mine or "decode" in parts or found.kind in ("not-videos", "public-avif", "misleading-names"):
-                yield found
+    for row in listed_cases():
+        found = Row(CASES / row["path"], row["kind"], row["right"])
+        mine = row["job"] in ("decode", "probe") or "by" in found.alternatives[0]
+        parts = {tokens.get("part") for tokens in found.alternatives}
+        if mine or "decode" in parts or found.kind in ("not-videos", "public-avif", "misleading-names"):
+            yield found
 
 
 @dataclass
@@ -228,7 +221,7 @@ def cases() -> Iterator[ParameterSet]:
     """Measuring what a file may cost takes most of a minute: such rows run with the slow tests."""
     for row in listed():
         slow = any(key in row.alternatives[0] for key in COSTS)
-        name = str(row.path.relative_to(FOLDER))
+        name = str(row.path.relative_to(CASES))
         yield pytest.param(row, id=name, marks=[pytest.mark.slow] if slow else [])
 
 

@@ -5,15 +5,13 @@ The files of ``../shared/data/torture``, of ``../shared/cases``, of ``TUBELET_VI
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from _pytest.mark import ParameterSet
-from support import SHARED
+from support.cases import CASES, listed_cases
 from support.video import alone_equal, listed_videos, make_video
 from tubelet.video import Limits
 
@@ -30,14 +28,11 @@ def cases() -> Iterator[ParameterSet]:
         if pixels < 3840 * 2160:
             slow = size_bytes > _SMALL_BYTES or pixels > 640 * 480
             yield pytest.param(video.path, id=video.path.name, marks=[pytest.mark.slow] if slow else [])
-    folder = Path(os.environ.get("TUBELET_CASES") or SHARED / "cases")
-    if (folder / "MANIFEST.csv").is_file():
-        with (folder / "MANIFEST.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
-                if row["job"] == "decode" and "alone=" not in row["right"]:
-                    path = folder / row["path"]
-                    slow = path.stat().st_size > _SMALL_BYTES
-                    yield pytest.param(path, id=row["path"], marks=[pytest.mark.slow] if slow else [])
+    for row in listed_cases():
+        if row["job"] == "decode" and "alone=" not in row["right"]:
+            path = CASES / row["path"]
+            slow = path.stat().st_size > _SMALL_BYTES
+            yield pytest.param(path, id=row["path"], marks=[pytest.mark.slow] if slow else [])
 
 
 @pytest.mark.parametrize("path", cases())
@@ -47,7 +42,7 @@ def test_a_frame_alone_is_that_of_a_larger_request(path: Path) -> None:
 
 # Known to fail: the clock of the MPEG-4 decoder, once misled by damage, changes B-frames after a keyframe, so
 # that decoding from the start and from that keyframe differ although the frame itself is whole.
-LEAK = pytest.mark.xfail(reason="damage before a keyframe changes MPEG-4 B-frames after it", strict=False)
+LEAK = pytest.mark.xfail(reason="damage before a keyframe changes MPEG-4 B-frames after it", strict=True)
 FUZZ_SEEDS = [pytest.param(seed, marks=[LEAK] if seed == 30 else []) for seed in range(40)]
 
 
