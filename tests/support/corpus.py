@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import av
 import numpy as np
 from tubelet import storage
+from tubelet.corpus.index import IndexConfig, IndexSummary, index_corpus
+from tubelet.corpus.manifest import read_manifest
 
 # Names that break naive URLs, globs and CSV: every one is a legal key.
 ODD_NAMES = (
@@ -52,3 +55,37 @@ def put_text(uri: str, *lines: str) -> str:
     """A text file; returns its URI."""
     storage.write_bytes(uri, ("\n".join(lines) + "\n").encode())
     return uri
+
+
+def picture_bytes() -> bytes:
+    """One picture: a JPEG."""
+    target = io.BytesIO()
+    with av.open(target, "w", format="mjpeg") as container:
+        stream = container.add_stream("mjpeg", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        grey = np.full((48, 64, 3), 127, np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+    return target.getvalue()
+
+
+def run_index(src: str, out: str, **settings: Any) -> IndexSummary:
+    """``tubelet index`` with one worker."""
+    return index_corpus(IndexConfig(src=src, out=out, workers=1, **settings))
+
+
+def manifest_rows(out: str) -> dict[str, dict[str, Any]]:
+    """The rows of a manifest by path."""
+    return {row["path"]: row for row in read_manifest(out).to_pylist()}
+
+
+def counts(summary: IndexSummary) -> tuple[int, ...]:
+    """``objects, ok, errors, probed, unchanged, removed``."""
+    return (
+        summary.objects,
+        summary.ok,
+        summary.errors,
+        summary.probed,
+        summary.unchanged,
+        summary.removed,
+    )
