@@ -84,6 +84,24 @@ def test_a_variant_alone_follows_its_source(manifest: str, image: str, tmp_path:
         prepare(request(manifest, tmp_path / "other", "model=model2", init=None))
 
 
+def test_the_embedding_alone_may_begin_at_random(manifest: str, image: str, tmp_path: Path) -> None:
+    """The three beginnings of the paper's table 1: they differ in the embedding, and in nothing else."""
+    weights = {}
+    for how in ("central", "average", "random"):
+        options = "model_options={tubelet: [2, 8, 8]}"
+        chosen = request(
+            manifest, tmp_path / how, "model=model1", options, f"init.embedding={how}", init=image
+        )
+        initial_model(prepare(chosen))
+        weights[how] = ModelBundle.load(str(tmp_path / how / INITIAL)).model.state_dict()
+
+    def differing(how: str) -> list[str]:
+        return [name for name, value in weights[how].items() if not value.equal(weights["central"][name])]
+
+    assert differing("average") == ["embedding.weight"]
+    assert differing("random") == ["embedding.weight", "embedding.bias"]
+
+
 def test_a_run_goes_on_with_its_model_when_the_source_is_gone(
     manifest: str, image: str, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from tubelet.vivit import LoadReport, Pretrained, ViViT, init_from, read_pretrai
 
 # The recipe's word for a way to start Model 3's second attention, where the model's own word differs.
 _TEMPORAL = {"zero_out": "zero_output"}
+# Likewise where a part of the source is left, and the model keeps what it drew.
+_EMBEDDING = {"random": "keep"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Init:
             return init_from(
                 model,
                 self.model if self.model is not None else self.name,
-                embedding=settings.embedding,
+                embedding=_EMBEDDING.get(settings.embedding, settings.embedding),
                 position="auto" if automatic else settings.position,
                 resize=settings.resize,
                 temporal_attention=_TEMPORAL.get(settings.temporal, settings.temporal),

@@ -107,7 +107,8 @@ class RegularisationSettings(Settings):
 class InitSettings(Settings):
     """How weights given by ``--init`` become this model's (paper, section 3.4)."""
 
-    embedding: Literal["central", "average"] = "central"  # Eq. 9 and Eq. 8; of a 2-D patch embedding
+    # Of a 2-D patch embedding: Eq. 9, Eq. 8, or none of it (the paper's table 1 compares the three).
+    embedding: Literal["central", "average", "random"] = "central"
     position: Literal["tile", "resize", "resize_tile"] = "tile"
     temporal: Literal["zero_out", "zero", "copy"] = "zero_out"  # Model 3's temporal attention
     # Of a frame's positions to another grid: as the source's own library does it, or otherwise.
