@@ -63,7 +63,7 @@ def command(config: TrainOptions) -> None:
         # Logical CPUs: fewer than four cannot hold ranks, planning and decoding at once.
         connect_ray(config.ray_address, num_cpus=max(4, os.cpu_count() or 1))
         try:
-            summary = fit_module.fit(prepared, report)
+            summary = fit_module.fit(prepared, report, lock)
         except fit_module.StoppedError as stop:
             raise StoppedError(signal.Signals[stop.reason], str(stop)) from None
     print_summary(summary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -189,6 +190,22 @@ def test_owner_that_slept_looks_before_it_publishes(root: str) -> None:
         time.sleep(0.3)
         with pytest.raises(LockLostError, match="taken away"):
             sleeper.check()
+
+
+def test_claim_tells_another_process_who_has_the_output(root: str) -> None:
+    lock = OutputLock(f"{root}/out")
+    assert lock.claim() is None
+    with lock:
+        claim = pickle.loads(pickle.dumps(lock.claim()))
+        claim.check()
+        with (
+            OutputLock(f"{root}/out", options=StorageOptions(break_lock=True), job="tubelet breaker"),
+            pytest.raises(LockLostError, match="taken over by `tubelet breaker`"),
+        ):
+            claim.check()
+        # The numbers of locks begin anew, those of owners do not.
+        with OutputLock(f"{root}/out"), pytest.raises(LockLostError, match="taken over"):
+            claim.check()
 
 
 def test_an_outage_costs_no_lock(root: str, monkeypatch: pytest.MonkeyPatch) -> None:

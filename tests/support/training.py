@@ -19,6 +19,7 @@ from safetensors.torch import load
 from tubelet import storage
 from tubelet.clips import Batch
 from tubelet.corpus.manifest import key_of, schema_with, write_manifest
+from tubelet.storage.lock import Claim
 from tubelet.training.build import initial_model, plan_of, stream_config, targets_of, validation_of
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.feed import FeedConfig
@@ -104,6 +105,7 @@ class Run:
     killed_before: int | None = None
     overrides: tuple[str, ...] = ()
     before_step: Callable[[int], None] | None = None  # called before the clips of a step are decoded
+    claim: Claim | None = None
 
 
 class RecordedEvents:
@@ -161,7 +163,7 @@ def run_rank(rank: int, world: int, manifest: str, run: Run) -> RecordedEvents:
         initial_model(prepared)
     if world > 1:
         dist.barrier()
-    store = CheckpointStore(run.out, retain=recipe.retain)
+    store = CheckpointStore(run.out, retain=recipe.retain, claim=run.claim)
     plan = plan_of(prepared)
     job = job_of(prepared, plan, store)
     events = RecordedEvents()

@@ -12,9 +12,12 @@ import pytest
 import torch
 from ray.exceptions import RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from support import wait_until
 from support.training import RecordedEvents, Run, run_on_ranks, run_rank, weights_of, write_corpus
 from tubelet import storage
 from tubelet.config import UserError
+from tubelet.storage import StorageOptions
+from tubelet.storage.lock import LockLostError, OutputLock
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.failures import Reasons, diverged, root_cause, too_many_errors
 from tubelet.training.health import Health, Outcome
@@ -118,6 +121,29 @@ def test_short_outage_changes_no_weight_and_the_run_goes_on(
     assert steps_of(events) == [step for step in range(1, STEPS + 1) if step != 9]
     assert CheckpointStore(out).newest() == STEPS
     assert differing(whole, out, STEPS), "a step's clips are missing"
+
+
+def test_run_whose_output_was_taken_over_writes_nothing_more(corpus: Corpus, tmp_path: Path) -> None:
+    """The other job may already be at the same steps: what a checkpoint has of both is of neither."""
+    out = str(tmp_path / "run")
+    store, breaker = CheckpointStore(out), OutputLock(out, options=StorageOptions(break_lock=True))
+
+    def take(step: int) -> None:
+        if step == 5:
+            wait_until(lambda: 4 in store.steps(), 30)
+            breaker.acquire()
+
+    # Nothing but the look before writing can tell: the lock is not renewed in this time.
+    with OutputLock(out, job="tubelet train", heartbeat_every_s=1000) as lock:
+        events = run_rank(0, 1, corpus.manifest, Run(out, None, SETTINGS, take, lock.claim()))
+        with pytest.raises(LockLostError):
+            CheckpointStore(out, claim=lock.claim()).withdraw_after(2)
+    breaker.release()
+    end = end_of(events)
+    assert end["outcome"] == Outcome.TAKEN_OVER
+    assert f"{out} was taken over by " in end["problem"]
+    assert store.steps() == [2, 4]
+    assert max(steps_of(events)) < STEPS, "it found out at its next checkpoint"
 
 
 def test_outage_in_the_last_steps_is_no_finished_run(corpus: Corpus, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ import pytest
 from support import free_port, mlflow_server, wait_until
 from support.training import weights_of
 from support.training_process import Train, check, is_complete
+from tubelet.storage import StorageOptions
 from tubelet.storage.local_s3 import LocalS3
+from tubelet.storage.lock import OutputLock
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -58,6 +60,27 @@ def test_videos_vanish_and_come_back(manifest: str, undisturbed: Path, tmp_path:
     assert is_complete(train.out, 10)
     summary = train.run("--resume")
     check(train, undisturbed, summary)
+
+
+def test_output_that_was_taken_over_is_left_alone(manifest: str, tmp_path: Path) -> None:
+    """One line, no checkpoint more, and nothing of what the other job has is taken away."""
+    train = Train(manifest, str(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db")
+    process = train.start("max_steps=5000", "retain=1000")
+    train.wait_for_step(process, 10)
+    checkpoints = Path(train.out) / "checkpoints"
+    with OutputLock(train.out, job="tubelet other", options=StorageOptions(break_lock=True)):
+        time.sleep(2)  # what was being written when the lock was broken
+        there = sorted(path.name for path in checkpoints.iterdir() if (path / "COMPLETE").exists())
+        _, err = process.communicate(timeout=300)
+        print(err)
+        left = sorted(path.name for path in checkpoints.iterdir() if (path / "COMPLETE").exists())
+    assert process.returncode == 1
+    assert [line for line in err.splitlines() if line.startswith("error:")] == [
+        line for line in err.splitlines() if f"{train.out} was taken over by `tubelet other`" in line
+    ]
+    assert "Traceback" not in err
+    assert left == there
+    assert not (Path(train.out) / "model.safetensors").exists()
 
 
 def test_diverged_run_registers_nothing(manifest: str, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class _ContendedError(UserError):
 
 
 class LockLostError(UserError):
-    """Another job took the output over, because this one gave no sign of life for too long."""
+    """Another job took the output over, because it was told to, or this one gave no sign of life."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,32 @@ class _Owner:
     heartbeat_s: float
     heartbeat_every_s: float
     stale_after_s: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Tells another process of the same job whether the output is still its own; it travels by pickle.
+
+    Attributes:
+        uri: the output.
+        name: of the lock file.
+        nonce: of its owner.
+    """
+
+    uri: str
+    name: str
+    nonce: str
+
+    def check(self) -> None:
+        """Call before publishing something.
+
+        Raises:
+            LockLostError: another job has taken the output over.
+            StoreUnavailableError: the store is away, so that nobody knows.
+        """
+        lost = _what_is_lost(self, _read_all(lock_folder(self.uri)))
+        if lost is not None:
+            raise LockLostError(lost)
 
 
 class OutputLock:
@@ -169,6 +195,15 @@ class OutputLock:
             self._name = None
         self._remove_empty_folders()
 
+    @property
+    def lost(self) -> str | None:
+        """What became of the lock, as far as the last renewal saw; None: it is held. Asks no store."""
+        return self._lost
+
+    def claim(self) -> Claim | None:
+        """For other processes of this job; None where no lock is held."""
+        return None if self._name is None else Claim(self.uri, self._name, self._nonce)
+
     def check(self) -> None:
         """Call before publishing something.
 
@@ -201,14 +236,7 @@ class OutputLock:
         storage.delete(storage.join(self.folder, name), self._options)
 
     def _read_all(self) -> dict[str, _Owner]:
-        """Lock files by name, in the order of their numbers."""
-        found: dict[str, _Owner] = {}
-        for name in storage.list_names(self.folder, self._options):
-            if name.endswith(".json") and name.partition(".")[0].isdecimal():
-                with suppress(FileNotFoundError):  # released since it was listed
-                    data = storage.read_bytes(storage.join(self.folder, name), self._options)
-                    found[name] = _parse(data)
-        return found
+        return _read_all(self.folder, self._options)
 
     def _is_alive(self, name: str, owner: _Owner) -> bool:
         if owner.machine == machine_id():
@@ -244,15 +272,12 @@ class OutputLock:
 
     def _renew(self) -> None:
         """Write the lock file anew; says in ``_lost`` when the output is another's, or was."""
-        began_s, name = time.monotonic(), self._name or ""
-        found = self._read_all()
-        rivals = [owner for other, owner in found.items() if other > name]
-        if rivals:
-            self._lost = f"{self.uri} was taken over by {_describe(rivals[-1])}: this job stops"
-        elif name not in found and not self._stop.is_set():
-            self._lost = f"the lock on {self.uri} was taken away while this job held it: this job stops"
-        else:
-            storage.write_bytes(storage.join(self.folder, name), self._record(), self._options)
+        began_s, claim = time.monotonic(), self.claim()
+        if claim is None or self._stop.is_set():
+            return
+        self._lost = _what_is_lost(claim, self._read_all())
+        if self._lost is None:
+            storage.write_bytes(storage.join(self.folder, claim.name), self._record(), self._options)
             self._renewed_s = began_s
 
     def _record(self) -> bytes:
@@ -291,6 +316,31 @@ def lock_folder(uri: str) -> str:
     if "." in name.strip("."):
         return storage.join(storage.parent(uri), f"_{name}.lock")
     return storage.join(uri, "_lock")
+
+
+def _read_all(folder: str, options: StorageOptions = DEFAULT_OPTIONS) -> dict[str, _Owner]:
+    """Lock files by name, in the order of their numbers."""
+    found: dict[str, _Owner] = {}
+    for name in storage.list_names(folder, options):
+        if name.endswith(".json") and name.partition(".")[0].isdecimal():
+            with suppress(FileNotFoundError):  # released since it was listed
+                found[name] = _parse(storage.read_bytes(storage.join(folder, name), options))
+    return found
+
+
+def _what_is_lost(claim: Claim, found: dict[str, _Owner]) -> str | None:
+    """Who has the output in place of the owner of ``claim``; None: nobody."""
+    # Numbers begin anew where an output was free in between, hence the nonce.
+    rivals = [
+        owner
+        for name, owner in found.items()
+        if name > claim.name or (name == claim.name and owner.nonce != claim.nonce)
+    ]
+    if rivals:
+        return f"{claim.uri} was taken over by {_describe(rivals[-1])}: this job stops"
+    if claim.name not in found:
+        return f"the lock on {claim.uri} was taken away while this job held it: this job stops"
+    return None
 
 
 def machine_id() -> str:

@@ -245,6 +245,9 @@ class RunStore:
             self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
 
     def _send_status(self, records: Sequence[Record]) -> None:
+        owner = self.client.get_run(self.run_id).data.tags.get(OWNER_TAG, self.owner)
+        if owner != self.owner:
+            return  # the run goes on in another process
         self.client.set_terminated(self.run_id, status=records[0]["status"], end_time=records[0]["time_ms"])
 
 

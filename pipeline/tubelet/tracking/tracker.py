@@ -200,7 +200,8 @@ class Tracker:
             kept = left / REFUSED
             logger.warning(f"{self._spool.refused} records that MLflow refused are kept in {kept}")
         if sent:
-            remove_sent(left)
+            if self._owns(left):
+                remove_sent(left)
         else:
             logger.warning(f"MLflow is away: a background process sends {left}")
 
@@ -256,6 +257,13 @@ class Tracker:
             logger.warning(f"{name} was not logged: {first_line(error)}")
             return
         self._spool.put({"kind": "file", "path": str(path), "folder": str(Path(name).parent).strip(".")})
+
+    def _owns(self, folder: Path) -> bool:
+        """Whether the spool is still this process's; one that resumes the run takes it over."""
+        with suppress(ValueError, OSError):
+            state = json.loads((folder / "state.json").read_text("utf-8"))
+            return bool(state["owner"] == self._store.owner)
+        return True
 
     def _end_watchdog(self, word: str) -> None:
         """Close the watchdog's pipe: with ``done`` it just ends, without a word it takes over."""

@@ -11,6 +11,7 @@ import torch
 from tubelet import storage
 from tubelet.clips import TrainCrop, parse_views
 from tubelet.inference.bundle import ModelBundle
+from tubelet.storage.lock import Claim
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.examples import Targets
 from tubelet.training.feed import FeedConfig
@@ -106,12 +107,15 @@ def stream_config(prepared: Prepared, decode_workers: int) -> StreamConfig:
     )
 
 
-def make_job(prepared: Prepared, resources: Resources, queue: Any) -> TrainJob:
-    """What every rank gets; the plan and the targets lie in Ray's object store."""
+def make_job(prepared: Prepared, resources: Resources, queue: Any, claim: Claim | None = None) -> TrainJob:
+    """What every rank gets; the plan and the targets lie in Ray's object store.
+
+    ``claim``: what the job holds its output by.
+    """
     request, recipe = prepared.request, prepared.request.recipe
     plan = ray.put(plan_of(prepared))
     stream = stream_config(prepared, resources.decode_workers)
-    store = CheckpointStore(storage.normalise_uri(request.out), request.options, recipe.retain)
+    store = CheckpointStore(storage.normalise_uri(request.out), request.options, recipe.retain, claim)
     feed = FeedConfig(
         plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store, resources.rank_cpus
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from tubelet import storage
 from tubelet.inference.integrity import MARKER, marker_of, what_is_torn
 from tubelet.storage import StorageOptions, with_retries
+from tubelet.storage.lock import Claim, LockLostError
 
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -28,11 +29,15 @@ PAUSES_S = (1.0, 120.0)
 
 @dataclass
 class CheckpointStore:
-    """The checkpoints of one output folder, on any store. One process writes, others may read."""
+    """The checkpoints of one output folder, on any store. One process writes, others may read.
+
+    ``claim``: what the writer's job holds the output by; None: nothing is asked before writing.
+    """
 
     out: str
     options: StorageOptions = field(default_factory=StorageOptions)
     retain: int = 3
+    claim: Claim | None = None
 
     def uri(self, step: int) -> str:
         """Where the checkpoint of ``step`` lies."""
@@ -82,20 +87,34 @@ class CheckpointStore:
         """Copy ``files`` to the checkpoint of ``step``, then its marker, then delete what is not retained.
 
         ``keep``: steps that retention spares, such as the best.
+
+        Raises:
+            LockLostError: another job has taken the output over; nothing of the checkpoint is seen.
         """
+        self._check_owner()
         target = self.uri(step)
         if step in self._all_steps():
             self._delete(step)  # a part of an earlier try: its files must not mix with these
         marker = marker_of(step, files)
         storage.upload_dir(files, target, self.options)
+        self._check_owner()
         storage.write_bytes(storage.join(target, MARKER), marker, self.options)
         self._retain(keep)
 
     def withdraw_after(self, step: int) -> None:
-        """Delete the checkpoints of later steps than ``step``."""
+        """Delete the checkpoints of later steps than ``step``.
+
+        Raises:
+            LockLostError: another job has taken the output over.
+        """
+        self._check_owner()
         for later in self._all_steps():
             if later > step:
                 self._delete(later)
+
+    def _check_owner(self) -> None:
+        if self.claim is not None:
+            self.claim.check()
 
     def _retain(self, keep: Collection[int]) -> None:
         complete = self.steps()
@@ -121,6 +140,10 @@ class CheckpointWriter:
     ``save`` blocks only for the copy to local disk, and for the upload before this one. An upload that
     failed for good is reported by the next call, so that a run does not go on for days without a
     checkpoint.
+
+    Attributes:
+        retries: failures that were tried again.
+        lost: who has taken the output over, '' while nobody has; from then on nothing is written.
     """
 
     def __init__(
@@ -134,6 +157,7 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self.retries = 0
+        self.lost = ""
 
     def save(self, step: int, write: Callable[[Path], None], *, keep: Collection[int] = ()) -> None:
         """``write`` puts files into an empty local folder; they are published while training goes on.
@@ -171,12 +195,14 @@ class CheckpointWriter:
         try:
             with_retries(
                 lambda: self._store.publish(step, folder, keep=keep),
-                retry_on=Exception,
+                retry_on=lambda error: isinstance(error, Exception) and not isinstance(error, LockLostError),
                 patience_s=self._patience_s,
                 first_pause_s=self._pauses_s[0],
                 most_pause_s=self._pauses_s[1],
                 on_retry=self._count,
             )
+        except LockLostError as error:  # no failure of a rank, which Ray Train would start anew
+            self.lost = str(error)
         except Exception as error:
             raise OSError(f"cannot write the checkpoint of step {step}: {error}") from error
         finally:

@@ -21,6 +21,7 @@ from ray.train.torch import TorchTrainer
 from tubelet import storage
 from tubelet.inference.bundle import ModelBundle
 from tubelet.progress import ProgressLine
+from tubelet.storage.lock import LockLostError, OutputLock
 from tubelet.tracking import Tracker
 from tubelet.training.build import make_job
 from tubelet.training.checkpoint import CheckpointStore
@@ -69,13 +70,17 @@ class Progress:
     timed_steps: int = 0
 
 
-def fit(prepared: Prepared, init_report: str = "") -> dict[str, Any]:
+def fit(prepared: Prepared, init_report: str = "", lock: OutputLock | None = None) -> dict[str, Any]:
     """Run a prepared training to its end on the Ray that is connected; returns the summary.
 
-    ``init_report``: what :func:`tubelet.training.build.initial_model` said.
+    Args:
+        prepared: what to train.
+        init_report: what :func:`tubelet.training.build.initial_model` said.
+        lock: what the job holds its output by.
 
     Raises:
         StoppedError: SIGTERM or SIGINT came; a checkpoint was saved.
+        LockLostError: another job has taken the output over; nothing was written since.
         UserError: too many videos failed to decode, or the cluster is too small.
     """
     started_s = time.monotonic()
@@ -85,8 +90,10 @@ def fit(prepared: Prepared, init_report: str = "") -> dict[str, Any]:
         write_record(prepared, tracker.run_id)
         if init_report:
             tracker.log_text(init_report, "init.txt")
-        progress = _train(prepared, resources, tracker)
+        progress = _train(prepared, resources, tracker, lock)
         _raise_outcome(prepared, progress)
+        if lock is not None:
+            lock.check()
         summary = _publish(prepared, tracker)
     except (StoppedError, KeyboardInterrupt):
         tracker.finish("KILLED")
@@ -158,7 +165,7 @@ def _no_dataset() -> None:
 # ---- meanwhile
 
 
-def _train(prepared: Prepared, resources: Resources, tracker: Tracker) -> Progress:
+def _train(prepared: Prepared, resources: Resources, tracker: Tracker, lock: OutputLock | None) -> Progress:
     request = prepared.request
     progress = Progress()
     store = CheckpointStore(storage.normalise_uri(request.out), request.options)
@@ -170,8 +177,10 @@ def _train(prepared: Prepared, resources: Resources, tracker: Tracker) -> Progre
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     queue = start_event_queue()
     with tempfile.TemporaryDirectory(prefix="tubelet-train-") as scratch, _signals(queue) as reasons:
-        trainer = _trainer(make_job(prepared, resources, queue), resources, scratch)
+        job = make_job(prepared, resources, queue, lock.claim() if lock else None)
+        trainer = _trainer(job, resources, scratch)
         errors: list[BaseException] = []
+        told = False
         # In a thread: the main one handles signals and feeds the tracker.
         thread = threading.Thread(target=_fit_in_thread, args=(trainer, errors), name="fit", daemon=True)
         thread.start()
@@ -179,8 +188,13 @@ def _train(prepared: Prepared, resources: Resources, tracker: Tracker) -> Progre
             while thread.is_alive():
                 thread.join(POLL_S)
                 _drain_events(queue, progress, tracker, line)
+                if lock and lock.lost and not told:
+                    told = True  # they end without a checkpoint
+                    queue.request_stop.remote(str(Outcome.TAKEN_OVER))
             _drain_events(queue, progress, tracker, line)
     _log_failures(progress, tracker)
+    if lock and lock.lost:
+        raise LockLostError(lock.lost)
     if errors:
         raise root_cause(errors[0])
     if progress.outcome == Outcome.STOPPED:
@@ -276,6 +290,8 @@ def _raise_outcome(prepared: Prepared, progress: Progress) -> None:
     request = prepared.request
     recipe = request.recipe
     store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+    if progress.outcome == Outcome.TAKEN_OVER:
+        raise LockLostError(progress.problem)
     if progress.outcome == Outcome.TOO_MANY_ERRORS:
         limit = recipe.max_error_rate
         raise too_many_errors(*progress.judged, limit, progress.reasons, store.newest() or 0)

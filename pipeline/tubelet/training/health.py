@@ -25,6 +25,8 @@ class Outcome(StrEnum):
     STOPPED = "stopped"
     TOO_MANY_ERRORS = "too many errors"
     DIVERGED = "diverged"
+    TAKEN_OVER = "taken over"
+    """Another job has the output now: whatever this one wrote would harm that one."""
 
     @property
     def is_sound(self) -> bool:

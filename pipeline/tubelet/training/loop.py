@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tubelet.clips import Batch, seed_of
+from tubelet.storage.lock import LockLostError
 from tubelet.training.checkpoint import CheckpointWriter
 from tubelet.training.events import EventSender, Record
 from tubelet.training.examples import Targets
@@ -72,6 +74,7 @@ class Totals:
     decode_s: float = 0.0
     stop: float = 0.0
     look_for_preemption: float = 0.0
+    taken_over: float = 0.0
 
     def reduced(self, sums: Tensor) -> Tensor:
         """Global sums, float64 on the device; ``sums`` are this rank's first three fields."""
@@ -139,6 +142,8 @@ class Rank:
             outcome = Outcome.DIVERGED
         if self.writer:
             self.writer.close()
+            if self.writer.lost:
+                outcome, self.health.problem = Outcome.TAKEN_OVER, self.writer.lost
         if outcome is Outcome.TOO_MANY_ERRORS:
             self._withdraw()
         self._send(
@@ -244,6 +249,8 @@ class Rank:
         if self.rank:
             return
         local.stop = float(bool(self.events.stop_reason))
+        told = self.events.stop_reason == Outcome.TAKEN_OVER
+        local.taken_over = float(told or bool(self.writer and self.writer.lost))
         if self.job.watch_nodes and time.monotonic() - self._asked_s > PREEMPTION_EVERY_S:
             local.look_for_preemption = 1.0
             self._asked_s = time.monotonic()
@@ -254,6 +261,8 @@ class Rank:
             return Outcome.DONE
         totals = Totals(*pending.totals.tolist())
         step = pending.step + 1
+        if totals.taken_over:
+            return Outcome.TAKEN_OVER
         if totals.look_for_preemption and ray.train.get_preemption_info() is not None:
             # Ray Train will start the ranks anew elsewhere, and counts no failure.
             self.preempted = True
@@ -376,7 +385,8 @@ class Rank:
         since = self.health.failing_since
         good = None if since is None else self._before(since)
         if self.writer and good is not None and self.job.feed.checkpoints.is_complete(good):
-            self.job.feed.checkpoints.withdraw_after(good)
+            with suppress(LockLostError):  # they are another job's now
+                self.job.feed.checkpoints.withdraw_after(good)
 
     def _send(self, **record: Any) -> None:
         if self.rank == 0:

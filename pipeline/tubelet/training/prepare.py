@@ -19,6 +19,7 @@ from tubelet.corpus.manifest import read_manifest
 from tubelet.corpus.selection import select
 from tubelet.inference.bundle import ModelBundle
 from tubelet.storage import StorageOptions
+from tubelet.storage.lock import LockLostError
 from tubelet.tracking.registry import MODEL_FILE
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.examples import Examples, load_examples
@@ -207,6 +208,8 @@ def leaves_no_false_start(prepared: Prepared) -> Iterator[None]:
     """
     try:
         yield
+    except LockLostError:
+        raise  # what is there is another job's
     except BaseException:
         request = prepared.request
         store = CheckpointStore(storage.normalise_uri(request.out), request.options)
