@@ -1,15 +1,28 @@
-"""Google's store: what cannot be reached is one line, soon."""
+"""Google's store: what cannot be reached is one line, soon; of those who write at once, one does."""
 
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from support.gcs_server import gcs_server
 from tubelet import storage
-from tubelet.storage import StorageOptions, StoreUnavailableError, gcs, list_objects
+from tubelet.config import UserError
+from tubelet.storage import (
+    CredentialsError,
+    StorageOptions,
+    StoreUnavailableError,
+    gcs,
+    list_objects,
+    registry,
+)
 from tubelet.storage.gcs import GcsStore
+from tubelet.storage.lock import OutputLock
 
 PUBLIC = StorageOptions(anonymous=True)
 
@@ -55,3 +68,80 @@ def test_without_a_network_a_listing_ends_within_a_minute(
             attempt()
         assert time.monotonic() - began_s < 60
         assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with gcs_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """A place of its own in a bucket of a server that honours preconditions."""
+    monkeypatch.setenv(gcs.EMULATOR, server)
+    registry._store.cache_clear()
+    yield f"gs://b/{tmp_path.name}"
+    registry._store.cache_clear()
+
+
+def test_of_many_who_write_at_once_one_does(bucket: str) -> None:
+    start = threading.Barrier(6)
+
+    def put(number: int) -> bool:
+        start.wait()
+        return storage.put_if_absent(f"{bucket}/part", str(number).encode())
+
+    with ThreadPoolExecutor(6) as pool:
+        done = list(pool.map(put, range(6)))
+    assert done.count(True) == 1
+    data, etag = storage.read_version(f"{bucket}/part")
+    assert data == str(done.index(True)).encode() == storage.read_bytes(f"{bucket}/part")
+
+    def replace(number: int) -> bool:
+        start.wait()
+        return storage.put_if_unchanged(f"{bucket}/part", str(number).encode(), etag)
+
+    with ThreadPoolExecutor(6) as pool:
+        done = list(pool.map(replace, range(6)))
+    assert done.count(True) == 1
+    assert storage.read_bytes(f"{bucket}/part") == str(done.index(True)).encode()
+    assert not storage.put_if_unchanged(f"{bucket}/nothing", b"x", etag)
+    with pytest.raises(FileNotFoundError):
+        storage.read_version(f"{bucket}/nothing")
+
+
+def test_output_is_locked_as_elsewhere(bucket: str) -> None:
+    with OutputLock(bucket, job="tubelet label") as lock:
+        lock.check()
+        with pytest.raises(UserError, match="is in use by `tubelet label`"):
+            OutputLock(bucket).acquire()
+    assert storage.list_names(f"{bucket}/_lock") == []
+
+
+def test_server_that_ignores_preconditions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    single = StorageOptions(single_writer=True)
+    with gcs_server(honours=False) as endpoint:
+        monkeypatch.setenv(gcs.EMULATOR, endpoint)
+        registry._store.cache_clear()
+        with pytest.raises(UserError, match=r"does not honour conditional puts.*\n.*--single-writer"):
+            OutputLock("gs://b/out").acquire()
+        with OutputLock("gs://b/out", options=single):
+            assert storage.put_if_absent("gs://b/out/part", b"one", single)
+            assert not storage.put_if_absent("gs://b/out/part", b"two", single)
+            _, etag = storage.read_version("gs://b/out/part", single)
+            assert storage.put_if_unchanged("gs://b/out/part", b"three", etag, single)
+            assert not storage.put_if_unchanged("gs://b/out/part", b"four", etag, single)
+        assert storage.read_bytes("gs://b/out/part") == b"three"
+    registry._store.cache_clear()
+
+
+def test_what_google_says_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gcs, "_RETRY_LIMIT_S", 0.5)
+    monkeypatch.setenv(gcs.EMULATOR, "http://127.0.0.1:9")
+    with pytest.raises(StoreUnavailableError, match=r"^cannot reach gs://b/x: .*; check the bucket, the net"):
+        GcsStore(StorageOptions()).put_if_absent("gs://b/x", b"")
+    monkeypatch.delenv(gcs.EMULATOR)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere.json")
+    with pytest.raises(CredentialsError, match=r"^cannot reach gs://: .*nowhere.json.*check the bucket"):
+        GcsStore(StorageOptions()).put_if_absent("gs://b/x", b"")

@@ -127,10 +127,7 @@ def write_bytes(uri: str | os.PathLike[str], data: bytes, options: StorageOption
 def put_if_absent(
     uri: str | os.PathLike[str], data: bytes, options: StorageOptions = DEFAULT_OPTIONS
 ) -> bool:
-    """Write an object only where there is none; of any number of callers at once exactly one gets True.
-
-    On ``gs://`` this is a check followed by a write, which two callers within the same instant can both pass.
-    """
+    """Write an object only where there is none; of any number of callers at once exactly one gets True."""
     root = normalise_uri(uri)
     return store_for(root, options).put_if_absent(root, data)
 
@@ -140,8 +137,8 @@ def put_if_unchanged(
 ) -> bool:
     """Replace an object only where its content is still that of ``etag``; returns whether it was.
 
-    On local disks and ``gs://`` this is a check followed by a write, which two callers within the same
-    instant can both pass.
+    ``etag`` is what :func:`read_version` gave. On local disks this is a check followed by a write, which two
+    callers within the same instant can both pass.
     """
     root = normalise_uri(uri)
     return store_for(root, options).put_if_unchanged(root, data, etag)

@@ -221,7 +221,9 @@ class OutputLock:
         name = f"{number:08d}.json"
         self._renewed_s = time.monotonic()
         if not storage.put_if_absent(storage.join(self.folder, name), self._record(), self._options):
-            return False
+            there = self._read_all().get(name)
+            if there is None or there.nonce != self._nonce:  # else only the answer to our own put was lost
+                return False
         judged = {owner.nonce for owner in dead.values()}
         rivals = [o for n, o in self._read_all().items() if n != name and o.nonce not in judged]
         if rivals:
