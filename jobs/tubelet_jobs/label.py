@@ -6,8 +6,8 @@ from typing import Annotated
 
 from tubelet.config import Option, load_settings
 from tubelet.inference.schema import EmbeddingType
+from tubelet.inference.windows import Windows
 from tubelet.labelling.config import LabelConfig
-from tubelet.labelling.windows import Windows
 
 from tubelet_jobs.common import DryRunOption, RayOptions, connect_ray, print_summary, review_page, say
 

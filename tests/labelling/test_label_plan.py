@@ -12,10 +12,11 @@ from tubelet.config import UserError, load_settings
 from tubelet.corpus.manifest import SCHEMA, key_of
 from tubelet.error_rate import ErrorRate
 from tubelet.inference.output import OutputFiles
+from tubelet.inference.plan import Plan, make_plan, read_shard
 from tubelet.inference.published import Published
 from tubelet.inference.schema import RowShape, table_of
-from tubelet.labelling.plan import Plan, make_plan, read_shard
-from tubelet.labelling.windows import Windows, intervals_table, merge_windows, seconds
+from tubelet.inference.windows import Windows, seconds
+from tubelet.labelling.intervals import intervals_table, merge_windows
 
 
 def manifest_of(*rows: dict[str, Any]) -> pa.Table:

@@ -10,9 +10,9 @@ from tubelet.clips import Views
 from tubelet.config import Option, Settings
 from tubelet.error_rate import MaxErrorRate
 from tubelet.inference.bundle import ModelBundle
+from tubelet.inference.plan import MAX_MODELS
 from tubelet.inference.schema import EmbeddingType
-from tubelet.labelling.plan import MAX_MODELS
-from tubelet.labelling.windows import Windows
+from tubelet.inference.windows import Windows
 from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
 
 

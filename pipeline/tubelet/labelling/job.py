@@ -4,41 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
 
 from tubelet import storage
 from tubelet.corpus.manifest import is_manifest, read_manifest
-from tubelet.error_rate import WINDOW, ErrorRate
-from tubelet.inference.graph import (
-    Layout,
-    check_reachable,
-    inference_stream,
-    iter_result_tables,
-    plan_resources,
-)
+from tubelet.error_rate import ErrorRate
+from tubelet.inference.driver import Driver
+from tubelet.inference.graph import check_reachable, plan_resources
 from tubelet.inference.output import MakePage, OutputFiles, parquet_bytes
-from tubelet.inference.schema import table_of
 from tubelet.inference.shipping import LoadedModels, ship
 from tubelet.inference.sink import part_name, part_numbers
 from tubelet.inference.workers import DecodeJob
 from tubelet.labelling.config import LabelConfig
 from tubelet.labelling.export import check_target, export
-from tubelet.labelling.plan import Shard, ShardRequests, encode_requests, read_shard
+from tubelet.labelling.intervals import INTERVAL_COLUMNS, intervals_table
 from tubelet.labelling.prepare import Prepared, prepare
 from tubelet.labelling.report import Report, Summary, Tally, summarise
-from tubelet.labelling.windows import INTERVAL_COLUMNS, intervals_table
-from tubelet.progress import ProgressLine
 from tubelet.storage.lock import OutputLock
-from tubelet.video import TRANSIENT, ErrorCode, Status
+from tubelet.video import ErrorCode
 
 _log = logging.getLogger(__name__)
 
 INTERVALS = "_intervals/intervals.parquet"
 PAGE = "_review/page.html"
-_AGAIN = "_plan/again.parquet"
 
 
 class LabelJob:
@@ -97,17 +84,14 @@ class Run:
             config.max_error_rate,
             "What is done is published: mend the cause and set --retry-errors",
         )
-        requests = prepared.plan.requests
-        self._seen = [np.zeros(requests, np.bool_) for _ in prepared.sinks]
-        self._again: dict[int, int] = {}
-        self._second = False
+        self.driver = Driver(prepared.plan, prepared.root, prepared.sinks, self.error_rate)
 
     def go(self) -> Summary:
         """Label what is planned, publish it, tell MLflow."""
         import ray
 
         prepared = self.prepared
-        self._check_known_errors()
+        self.driver.check_known_errors()
         check_reachable(prepared.root, [shard.name for shard in prepared.plan.shards[:1]])
         decode = DecodeJob(prepared.models.specs, self.config.views, prepared.root.options)
         layout = plan_resources(
@@ -120,101 +104,28 @@ class Run:
             largest_pixels=prepared.plan.largest_pixels,
         )
         self.report = Report.start(self.config, prepared, layout)
+        self.driver.on_rows = self.report.add
         try:
-            self._publish_known_errors()
-            self._label(decode, layout)
+            self.driver.publish_known_errors(
+                [
+                    {"views": 0, "model": bundle.identity, "sampling": sampling}
+                    for bundle, sampling in zip(prepared.models.bundles, prepared.sampling, strict=True)
+                ]
+            )
+            models = ship(prepared.models.jobs(prepared.sampling, prepared.answers), prepared.models.bundles)
+            self.driver.run(decode, models, layout, name="label")
             self._after()
         except BaseException as error:
             self.report.stop(error)
             raise
         return self.report.summary
 
-    def _label(self, decode: DecodeJob, layout: Layout) -> None:
-        prepared, total = self.prepared, self.prepared.plan.requests
-        models = ship(prepared.models.jobs(prepared.sampling, prepared.answers), prepared.models.bundles)
-        shards = list(prepared.plan.shards)
-        try:
-            with ProgressLine("label", total, "videos") as progress:
-                while shards:
-                    requests = ShardRequests(shards, prepared.root)
-                    stream = inference_stream(requests, decode, models, layout, clips=total)
-                    for number, rows in iter_result_tables(stream):
-                        taken = self._take(number, rows)
-                        if number == 0:
-                            progress.advance(taken, errors=self.report.errors)
-                    shards = [] if self._second else self._second_pass()
-        finally:
-            # Also after a failure: what is done is published, so that the next run need not do it again.
-            for sink in prepared.sinks:
-                sink.close()
-
-    def _take(self, number: int, rows: pa.Table) -> int:
-        """Hand new rows to the sink; returns how many there were."""
-        sink = self.prepared.sinks[number]
-        fresh = sink.counted(rows.filter(pa.array(self._fresh(number, rows))))
-        if fresh.num_rows:
-            sink.add(fresh)
-            self.report.add(number, fresh)
-        return int(fresh.num_rows)
-
-    def _fresh(self, number: int, rows: pa.Table) -> list[bool]:
-        """Which rows count: not those that came before, nor first failures that deserve another try."""
-        keep = []
-        columns = ("request", "status", "error_code", "error")
-        for place, status, code, reason in zip(*(rows[c].to_pylist() for c in columns), strict=True):
-            keep.append(not self._seen[number][place])
-            if not keep[-1]:
-                continue
-            if number == 0 and not self._second:
-                self.error_rate.see(code if status == Status.ERROR else None, reason)
-            if status == Status.ERROR and code in TRANSIENT and not self._second:
-                self._again[place] = self._again.get(place, 0) | 1 << number
-                keep[-1] = False
-            else:
-                self._seen[number][place] = True
-        return keep
-
-    def _second_pass(self) -> list[Shard]:
-        """Write the requests that failed in passing as a plan of their own; returns its shards."""
-        self._second = True
-        if not self._again:
-            return []
-        root = self.prepared.root
-        rows: list[dict[str, Any]] = []
-        for shard in self.prepared.plan.shards:
-            for row in read_shard(root.read(shard.name)).to_pylist():
-                if row["request"] in self._again:
-                    rows.append(row | {"models": self._again[row["request"]]})
-        root.write(_AGAIN, encode_requests(rows))
-        return [Shard(_AGAIN, len(rows))]
-
-    def _check_known_errors(self) -> None:
-        plan = self.prepared.plan
-        if plan.work >= WINDOW:
-            self.error_rate.check(plan.reasons.total(), plan.work, plan.reasons, plan.examples)
-
-    def _publish_known_errors(self) -> None:
-        """Rows for what the index already found broken: no need to fetch it again."""
-        prepared = self.prepared
-        for shard in prepared.plan.known_errors:
-            known = read_shard(prepared.root.read(shard.name)).to_pylist()
-            for number, sink in enumerate(prepared.sinks):
-                model = prepared.models.bundles[number].identity
-                origin = {"views": 0, "model": model, "sampling": prepared.sampling[number]}
-                rows = [row | origin for row in known if row["models"] >> number & 1]
-                if rows:
-                    table = sink.counted(table_of(rows, sink.schema))
-                    sink.add(table)
-                    self.report.add(number, table)
-
     def _after(self) -> None:
         """Everything is published; what follows from it, and the summary."""
         if self.config.windows is not None:
             for sink in self.prepared.sinks:
                 write_intervals(sink.files)
-        root, plan = self.prepared.root, self.prepared.plan
-        for shard in [*plan.shards, *plan.known_errors, Shard(_AGAIN, 0)]:
-            storage.delete(root.path(shard.name), root.options)
+        self.driver.remove_plan()
         self.report.finish()
         self._page()
         tally = self.report.tallies[0]

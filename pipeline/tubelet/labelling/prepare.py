@@ -6,20 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tubelet import storage
-from tubelet.config import UserError
-from tubelet.corpus.fingerprint import Fingerprint
-from tubelet.corpus.index import IndexConfig, index_corpus
-from tubelet.corpus.manifest import ManifestSlices, is_manifest
+from tubelet.corpus.manifest import ManifestSlices
 from tubelet.inference.output import OutputFiles, check_or_init_output
+from tubelet.inference.plan import Plan, make_plan
 from tubelet.inference.shipping import Answers, LoadedModels, row_shape
 from tubelet.inference.sink import PredictionSink
+from tubelet.inference.source import NOT_NEEDED, fingerprint_of, manifest_of
 from tubelet.labelling.config import LabelConfig
-from tubelet.labelling.plan import Plan, make_plan
-from tubelet.storage import StorageOptions
 from tubelet.storage.pinned import retry_if_changed
-
-# Columns of a manifest that labelling has no use for; the keyframes alone are as large as all it has.
-_NOT_NEEDED = frozenset({"codec", "rotation", "fps", "vfr", "frames", "start_s", "keyframes_s", "indexed_at"})
 
 
 @dataclass
@@ -46,7 +40,14 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
     """
     options, out = config.storage, storage.normalise_uri(config.out)
     models = LoadedModels.load(config.models, config.tracking_uri, options)
-    source = _manifest(config, out, options)
+    source = manifest_of(
+        config.source,
+        out,
+        include=config.include,
+        retry_errors=config.retry_errors,
+        max_error_rate=config.max_error_rate,
+        options=options,
+    )
     answers = Answers(config.topk, config.scores, config.embeddings)
     root = OutputFiles(out, options, check_owner)
     outputs = [root]
@@ -55,8 +56,8 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
     sampling = [config.sampling(bundle) for bundle in models.bundles]
 
     def planned() -> Prepared:
-        manifest = ManifestSlices.open(source, without=_NOT_NEEDED, options=options)
-        found = _checked(manifest, config.source)
+        manifest = ManifestSlices.open(source, without=NOT_NEEDED, options=options)
+        found = fingerprint_of(manifest, config.source)
         sinks = []
         for bundle, files in zip(models.bundles, outputs, strict=True):
             check_or_init_output(files, config.describe_output(bundle), new_version=config.new_version)
@@ -68,37 +69,3 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
         return Prepared(models, sampling, answers, root, sinks, plan, found)
 
     return retry_if_changed(planned)
-
-
-def _checked(manifest: ManifestSlices, source: str) -> str:
-    """Go over all rows before the output is touched; returns their fingerprint."""
-    found, rows = Fingerprint(), 0
-    for table in manifest:
-        rows += table.num_rows
-        found.add(table)
-    if not rows:
-        raise UserError(f"{source} holds no videos: check the path and --include")
-    return found.hexdigest()
-
-
-def _manifest(config: LabelConfig, out: str, options: StorageOptions) -> str:
-    """Where the manifest lies; made first where the source is a bucket or a folder."""
-    source = config.source
-    if not is_manifest(source, options):
-        made = storage.join(out, "_manifest")
-        update = storage.exists(made, options)
-        index_corpus(
-            IndexConfig(
-                src=source,
-                out=made,
-                include=config.include,
-                update=update,
-                retry_errors=config.retry_errors,
-                max_error_rate=config.max_error_rate,
-                options=options,
-            )
-        )
-        source = made
-    elif config.include is not None:
-        raise UserError("--include selects from a bucket or folder; a manifest already says what there is")
-    return source

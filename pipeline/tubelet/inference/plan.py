@@ -18,8 +18,8 @@ from tubelet.corpus.digests import digests
 from tubelet.inference.output import OutputFiles, parquet_bytes
 from tubelet.inference.published import Published
 from tubelet.inference.schema import REQUEST_SCHEMA
+from tubelet.inference.windows import Windows
 from tubelet.inference.workers import Reader
-from tubelet.labelling.windows import Windows
 from tubelet.video import TRANSIENT, Status
 
 # Rows for what the index found broken: no worker sees them.

@@ -1,0 +1,64 @@
+"""What a job goes over: a manifest, made first where the source is a bucket or a folder."""
+
+from __future__ import annotations
+
+from tubelet import storage
+from tubelet.config import UserError
+from tubelet.corpus.fingerprint import Fingerprint
+from tubelet.corpus.index import IndexConfig, index_corpus
+from tubelet.corpus.manifest import ManifestSlices, is_manifest
+from tubelet.storage import StorageOptions
+
+# Columns of a manifest that inference has no use for; the keyframes alone are as large as all it has.
+NOT_NEEDED = frozenset({"codec", "rotation", "fps", "vfr", "frames", "start_s", "keyframes_s", "indexed_at"})
+
+
+def manifest_of(
+    source: str,
+    out: str,
+    *,
+    include: str | None,
+    retry_errors: bool,
+    max_error_rate: float,
+    options: StorageOptions,
+) -> str:
+    """Where the manifest of ``source`` lies: itself, or one that is made or updated below ``out``.
+
+    Raises:
+        UserError: the source is not there, too many of its objects cannot be read, or ``include`` is given
+            with a manifest.
+    """
+    if is_manifest(source, options):
+        if include is not None:
+            raise UserError(
+                "--include selects from a bucket or folder; a manifest already says what there is"
+            )
+        return source
+    made = storage.join(out, "_manifest")
+    index_corpus(
+        IndexConfig(
+            src=source,
+            out=made,
+            include=include,
+            update=storage.exists(made, options),
+            retry_errors=retry_errors,
+            max_error_rate=max_error_rate,
+            options=options,
+        )
+    )
+    return made
+
+
+def fingerprint_of(manifest: ManifestSlices, source: str) -> str:
+    """Go over all rows before the output is touched; returns their fingerprint.
+
+    Raises:
+        UserError: there are no rows.
+    """
+    found, rows = Fingerprint(), 0
+    for table in manifest:
+        rows += table.num_rows
+        found.add(table)
+    if not rows:
+        raise UserError(f"{source} holds no videos: check the path and --include")
+    return found.hexdigest()
