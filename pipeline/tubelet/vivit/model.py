@@ -90,6 +90,24 @@ class Encoder(nn.Module):
                 pooled = patches.sum(-2) if self.classifier == "gsp" else patches.mean(-2)
         return apply(self.norm, pooled) if self.fc_norm else pooled
 
+    def frame_features(self, tokens: Tensor) -> Tensor:
+        """`(…, prefix + P, d)` of `forward` to `(…, 2, d)`, of which `chosen` takes what `pool` gives."""
+        mean = tokens[..., self.prefix :, :].mean(-2)
+        mean = apply(self.norm, mean) if self.fc_norm else mean
+        if self.classifier not in ("token", "gap", "token_gap"):
+            first = self.pool(tokens)
+        elif self.cls is not None:
+            first = apply(self.norm, tokens[..., 0, :]) if self.fc_norm else tokens[..., 0, :]
+        else:
+            first = mean
+        return torch.stack((first, mean), dim=-2)
+
+    def chosen(self, frames: Tensor) -> Tensor:
+        """`(…, 2, d)` of `frame_features` to what `pool` gives, `(…, frame width)`."""
+        if self.classifier == "token_gap":
+            return frames.flatten(-2)
+        return frames[..., 1 if self.classifier == "gap" else 0, :]
+
     def _enter(self, x: Tensor) -> Tensor:
         """What the first block gets: tokens with their prefix and positions."""
         B, T, _, d = x.shape
@@ -133,8 +151,33 @@ class ViViT(nn.Module):
             ValueError: The shape does not fit the config.
         """
         pooled = self.pool(self.encode(x))
-        hidden = pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))
-        logits = self.split_heads(self.head(hidden))
+        logits = self._classify(pooled)
+        return (logits, pooled) if features else logits
+
+    def frame_features(self, x: Tensor) -> Tensor:
+        """What the spatial encoder of Model 2 or average sees in each time index: `(B, T, 2, d)`.
+
+        Axis 2 holds the class token and the mean of the patch tokens, both after the encoder's final norm.
+        Where the encoder pools otherwise (maximum, sum, learned query), or has no class token, what it pools
+        takes the class token's place. T is the config's `grid[0]`: frames, where tubelets are one frame long.
+
+        `x`: as `forward` takes it.
+
+        Raises:
+            ValueError: The shape does not fit the config, or the variant sees several frames at once.
+        """
+        config = self.config
+        if not config.factorised_encoder:
+            raise ValueError(
+                f"{config.variant} has no features of single frames; only model2 and average have"
+            )
+        n_t, n_h, n_w = config.grid
+        return self.encoder.frame_features(self.encoder(_by_frame(self.embed(x), n_t, n_h * n_w)))
+
+    def classify_frames(self, frames: Tensor, features: bool = False) -> Logits | tuple[Logits, Tensor]:
+        """`forward` of the clips whose `frame_features` are `frames` `(B, T, 2, d)`."""
+        pooled = self.pool(self._over_frames(self.encoder.chosen(frames)))
+        logits = self._classify(pooled)
         return (logits, pooled) if features else logits
 
     def encode(self, x: Tensor) -> Tensor:
@@ -144,10 +187,17 @@ class ViViT(nn.Module):
         if not self.config.factorised_encoder:
             T, P = (1, self.config.tokens) if self.config.variant == "model1" else (n_t, n_h * n_w)
             return apply(self.encoder, _by_frame(tokens, T, P)).flatten(1, 2)
-        frames = self.encoder.pool(self.encoder(_by_frame(tokens, n_t, n_h * n_w)))
+        return self._over_frames(self.encoder.pool(self.encoder(_by_frame(tokens, n_t, n_h * n_w))))
+
+    def _over_frames(self, frames: Tensor) -> Tensor:
+        """`(B, n_t, frame width)` to the tokens that are pooled."""
         if self.temporal_encoder is None:
             return frames
         return apply(self.temporal_encoder, frames.unsqueeze(1)).squeeze(1)
+
+    def _classify(self, pooled: Tensor) -> Logits:
+        hidden = pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))
+        return self.split_heads(self.head(hidden))
 
     def pool(self, tokens: Tensor) -> Tensor:
         """`(B, n, d)` of `encode` to `(B, pooled width)`."""
