@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from torch import Tensor
 from tubelet.vivit import ViViT, ViViTConfig, fold_normalisation
 
 Floats = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 _CPU_ACTIVATION_BYTES = 256 << 20
 
@@ -47,6 +49,55 @@ class Outcome:
         return Outcome(logits, probabilities, self.features[rows])
 
 
+class Batches:
+    """Clips of uint8 tubelets through a function of a model, on one device, in batches that fit its memory.
+
+    Args:
+        most_clips: clips in one pass; fewer where the memory asks for it.
+    """
+
+    def __init__(self, config: ViViTConfig, device: torch.device, most_clips: int | None = None) -> None:
+        self._device = device
+        self._clips = min(clips_at_once(config, _free_bytes(device)), most_clips or 256)
+
+    def __call__(
+        self,
+        call: Callable[[Tensor], T],
+        tubelets: npt.NDArray[np.uint8],
+        rows: npt.NDArray[np.int64],
+    ) -> Iterator[T]:
+        """What ``call`` makes of each batch ``(b, tokens, bytes)``.
+
+        Args:
+            tubelets: uint8 ``(n, V, tokens, bytes)``.
+            rows: which of the n are looked at; the views of one come after each other.
+        """
+        views = tubelets.shape[1]
+        flat = tubelets.reshape(-1, *tubelets.shape[2:])
+        index = (rows[:, None] * views + np.arange(views)).reshape(-1)
+        start = 0
+        while start < len(index):
+            part = index[start : start + self._clips]
+            try:
+                found = call(self._clip(flat, part))
+            except torch.OutOfMemoryError:
+                if self._clips == 1:
+                    raise
+                self._clips = max(1, self._clips // 2)  # another process took memory of the same GPU
+                continue
+            start += len(part)
+            yield found
+
+    def _clip(self, flat: npt.NDArray[np.uint8], index: npt.NDArray[np.int64]) -> Tensor:
+        one_run = len(index) and index[-1] - index[0] + 1 == len(index)
+        clips = flat[index[0] : index[-1] + 1] if one_run else flat[index]
+        with warnings.catch_warnings():
+            # Blocks of the object store are read-only, and torch warns of that; they are only read here.
+            warnings.simplefilter("ignore", UserWarning)
+            tensor = torch.from_numpy(clips)
+        return tensor.to(self._device, non_blocking=True)
+
+
 class Forward:
     """One model on one device: bf16 on a GPU, normalisation folded into the embedding, batches that fit.
 
@@ -68,8 +119,7 @@ class Forward:
     ) -> None:
         self._act = torch.sigmoid if multilabel else lambda x: torch.softmax(x, -1)
         self._config = model.config
-        self._device = device
-        self._clips = min(clips_at_once(model.config, _free_bytes(device)), most_clips or 256)
+        self._batches = Batches(model.config, device, most_clips)
         model = fold_normalisation(model.eval().requires_grad_(False))
         if device.type == "cuda":
             model = model.to(device, torch.bfloat16)
@@ -81,33 +131,12 @@ class Forward:
         views = tubelets.shape[1]
         logits: dict[str, list[Tensor]] = {head: [] for head in self._config.label_heads}
         features: list[Tensor] = []
-        flat = tubelets.reshape(-1, *tubelets.shape[2:])
-        index = (rows[:, None] * views + np.arange(views)).reshape(-1)
-        start = 0
-        while start < len(index):
-            part = index[start : start + self._clips]
-            try:
-                found, pooled = self._model(self._clip(flat, part), features=True)
-            except torch.OutOfMemoryError:
-                if self._clips == 1:
-                    raise
-                self._clips = max(1, self._clips // 2)  # another process took memory of the same GPU
-                continue
-            start += len(part)
+        for found, pooled in self._batches(partial(self._model, features=True), tubelets, rows):
             by_head = found if isinstance(found, dict) else {next(iter(logits)): found}
             for head, values in by_head.items():
                 logits[head].append(values.float())
             features.append(pooled.float())
         return self._outcome(logits, features, views)
-
-    def _clip(self, flat: npt.NDArray[np.uint8], index: npt.NDArray[np.int64]) -> Tensor:
-        one_run = len(index) and index[-1] - index[0] + 1 == len(index)
-        clips = flat[index[0] : index[-1] + 1] if one_run else flat[index]
-        with warnings.catch_warnings():
-            # Blocks of the object store are read-only, and torch warns of that; they are only read here.
-            warnings.simplefilter("ignore", UserWarning)
-            tensor = torch.from_numpy(clips)
-        return tensor.to(self._device, non_blocking=True)
 
     def _outcome(self, logits: dict[str, list[Tensor]], features: list[Tensor], views: int) -> Outcome:
         def mean(parts: list[Tensor], width: int) -> Tensor:

@@ -22,11 +22,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tubelet.clips.pace import throttle_scheduler
 from tubelet.config import UserError
 from tubelet.inference.output import OutputFiles
-from tubelet.inference.predictor import ModelJob, Predictor, read_cell
+from tubelet.inference.predictor import Job, Predictor, read_cell
 from tubelet.inference.workers import DecodeJob, DecodePredict, Reader, RequestDecoder
 from tubelet.storage import is_remote
 
-Models = Callable[[], Sequence[ModelJob]]
+Models = Callable[[], Sequence[Job]]
 
 # What a decode process holds besides its clips: libraries, reference pictures of the codec at 1080p.
 _DECODER_BYTES = 400 << 20

@@ -114,6 +114,15 @@ class OutputFiles:
         """
         return self._read_part(name, lambda part: part.schema)
 
+    def open(self, name: str) -> ParquetSource:
+        """A Parquet file, of which one version is read.
+
+        Raises:
+            UserError: the file is damaged.
+            ObjectChangedError: it was replaced; also from what reads it.
+        """
+        return self._read_part(name, lambda part: part)
+
     def _read_part(self, name: str, read: Callable[[ParquetSource], T]) -> T:
         """What ``read`` takes from the part ``name``, of whichever version is found first to the end."""
         path = self.path(name)

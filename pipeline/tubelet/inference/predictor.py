@@ -7,7 +7,8 @@ import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +28,29 @@ COMPILE_FROM_CLIPS = 5_000
 Ints = npt.NDArray[np.int64]
 
 
+Answer = Callable[[Batch, int], pa.Table]
+"""The rows of model number n for a batch of decoded requests, with ``request, decode_s, predict_s``."""
+
+
+class Job(Protocol):
+    """One model of a job, as a worker needs it, and what its rows say of it."""
+
+    def without_model(self) -> Self:
+        """The same without the weights, which travel on their own way."""
+        ...
+
+    def with_model(self, model: ViViT) -> Self:
+        """The same with weights."""
+        ...
+
+    def answering(self, device: torch.device, *, compiled: bool) -> Answer:
+        """What makes its rows on ``device``."""
+        ...
+
+
 @dataclass(frozen=True)
 class ModelJob:
-    """One model of the job, as a worker needs it.
+    """A model that labels.
 
     Attributes:
         identity, sampling: what the rows say of their origin.
@@ -59,17 +80,18 @@ class ModelJob:
         """The same with weights."""
         return dataclasses.replace(self, model=model)
 
-    def forward(self, device: torch.device, *, compiled: bool) -> Forward:
-        """Its forward pass."""
+    def answering(self, device: torch.device, *, compiled: bool) -> Answer:
+        """Rows of what its forward pass says (see :func:`rows_of`)."""
         if self.model is None:
             raise ValueError("the job's model is missing: ship it with the job")
-        return Forward(
+        forward = Forward(
             self.model,
             device,
             multilabel=self.multilabel,
             most_clips=self.most_clips,
             compiled=compiled,
         )
+        return partial(rows_of, self, forward)
 
 
 class Predictor:
@@ -86,14 +108,13 @@ class Predictor:
     """
 
     def __init__(
-        self, models: Callable[[], Sequence[ModelJob]], threads: int | None = 1, *, clips: int = 0
+        self, models: Callable[[], Sequence[Job]], threads: int | None = 1, *, clips: int = 0
     ) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if threads is not None:
             torch.set_num_threads(max(1, threads))
-        self._jobs = list(models())
         compiled = device.type == "cuda" and clips >= COMPILE_FROM_CLIPS
-        self._forward = [job.forward(device, compiled=compiled) for job in self._jobs]
+        self._answers = [job.answering(device, compiled=compiled) for job in models()]
 
     def __call__(self, batch: Batch) -> Batch:
         """A cell for each model that has rows in the batch."""
@@ -103,9 +124,8 @@ class Predictor:
         return {"model": np.array([number for number, _ in found], np.int32), "table": cells}
 
     def tables(self, batch: Batch) -> list[pa.Table]:
-        """The rows of each model (see :func:`rows_of`)."""
-        pairs = zip(self._jobs, self._forward, strict=True)
-        return [rows_of(job, forward, batch, number) for number, (job, forward) in enumerate(pairs)]
+        """The rows of each model."""
+        return [answer(batch, number) for number, answer in enumerate(self._answers)]
 
 
 def rows_of(job: ModelJob, forward: Forward, batch: Batch, number: int = 0) -> pa.Table:
@@ -118,14 +138,22 @@ def rows_of(job: ModelJob, forward: Forward, batch: Batch, number: int = 0) -> p
     predict_s = (time.monotonic() - started_s) / max(len(places), 1)
     if not outcome.finite.all():
         places, outcome = _without_non_finite(outcome, places, mine)
-    columns = {**_who(batch, wanted, mine), **_how(batch, job, wanted, mine["failed"])}
+    columns = {**who(batch, wanted, mine), **_how(batch, job, wanted, mine["failed"])}
     columns |= _answers(job, outcome, places, len(wanted))
     schema = job.shape.schema()
     arrays = [column_of(columns[name], schema.field(name).type) for name in schema.names]
-    table = pa.Table.from_arrays(arrays, schema=schema)
-    table = table.append_column("request", pa.array(batch["request"][wanted], pa.int64()))
-    table = table.append_column("decode_s", pa.array(batch["decode_s"][wanted], pa.float64()))
-    return table.append_column("predict_s", pa.array(np.full(len(wanted), predict_s)))
+    return with_costs(pa.Table.from_arrays(arrays, schema=schema), batch, wanted, predict_s)
+
+
+def with_costs(table: pa.Table, batch: Batch, rows: Ints, predict_s: float) -> pa.Table:
+    """``table`` with ``request``, ``decode_s`` and ``predict_s`` beside.
+
+    Args:
+        rows: of the batch, one for each row of ``table``.
+    """
+    table = table.append_column("request", pa.array(batch["request"][rows], pa.int64()))
+    table = table.append_column("decode_s", pa.array(batch["decode_s"][rows], pa.float64()))
+    return table.append_column("predict_s", pa.array(np.full(len(rows), predict_s)))
 
 
 def _without_non_finite(outcome: Outcome, places: Ints, mine: Batch) -> tuple[Ints, Outcome]:
@@ -136,7 +164,13 @@ def _without_non_finite(outcome: Outcome, places: Ints, mine: Batch) -> tuple[In
     return places[outcome.finite], outcome.take(outcome.finite)
 
 
-def _who(batch: Batch, rows: Ints, mine: Batch) -> dict[str, Any]:
+def who(batch: Batch, rows: Ints, mine: Batch) -> dict[str, Any]:
+    """The columns that say which video a row is about, and whether it went well.
+
+    Args:
+        rows: of the batch.
+        mine: ``failed``, ``error_code`` and ``error`` of these rows.
+    """
     return {
         "key": _strings(batch["key"][rows]),
         "window": batch["window"][rows],
@@ -155,8 +189,8 @@ def _how(batch: Batch, job: ModelJob, rows: Ints, failed: npt.NDArray[np.bool_])
         "clip_times_s": [
             None if bad else list(map(float, t.reshape(-1))) for t, bad in zip(times, failed, strict=True)
         ],
-        "start_s": _or_null(batch["clip_start_s"][rows]),
-        "end_s": _or_null(batch["clip_end_s"][rows]),
+        "start_s": or_null(batch["clip_start_s"][rows]),
+        "end_s": or_null(batch["clip_end_s"][rows]),
         "model": [job.identity] * len(rows),
         "sampling": [job.sampling] * len(rows),
         "attempts": [0] * len(rows),  # counted by the sink, which knows earlier runs
@@ -196,7 +230,8 @@ def _strings(values: npt.NDArray[Any]) -> list[str | None]:
     return [None if value is None else str(value).encode("utf-8", "replace").decode() for value in values]
 
 
-def _or_null(values: npt.NDArray[Any]) -> list[float | None]:
+def or_null(values: npt.NDArray[Any]) -> list[float | None]:
+    """Numbers, None for NaN."""
     return [None if value is None or np.isnan(value) else float(value) for value in values]
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tubelet.clips import ClipSpec
 from tubelet.config import UserError
 from tubelet.inference.bundle import ModelBundle
-from tubelet.inference.predictor import ModelJob
+from tubelet.inference.predictor import Job, ModelJob
 from tubelet.inference.schema import EmbeddingType, RowShape
 from tubelet.storage import StorageOptions
 from tubelet.vivit import ViViT, load_model
@@ -95,7 +95,7 @@ def row_shape(bundle: ModelBundle, answers: Answers) -> RowShape:
     )
 
 
-def ship(jobs: Sequence[ModelJob], bundles: Sequence[ModelBundle]) -> Callable[[], list[ModelJob]]:
+def ship(jobs: Sequence[Job], bundles: Sequence[ModelBundle]) -> Callable[[], list[Job]]:
     """A picklable function that makes ``jobs`` in a worker.
 
     The object store has the weights once per node.
@@ -107,10 +107,10 @@ def ship(jobs: Sequence[ModelJob], bundles: Sequence[ModelBundle]) -> Callable[[
 
 
 class _Shipped:
-    def __init__(self, jobs: list[ModelJob], weights: list[ray.ObjectRef[object]]) -> None:
+    def __init__(self, jobs: list[Job], weights: list[ray.ObjectRef[object]]) -> None:
         self._jobs, self._weights = jobs, weights
 
-    def __call__(self) -> list[ModelJob]:
+    def __call__(self) -> list[Job]:
         import ray
 
         return [

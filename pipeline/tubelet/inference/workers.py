@@ -10,7 +10,7 @@ import pyarrow as pa
 from tubelet.clips import Batch, ClipDecoder, ClipSpec
 from tubelet.clips.decoder import numbered
 from tubelet.clips.tubelets import Uint8
-from tubelet.inference.predictor import ModelJob, Predictor
+from tubelet.inference.predictor import Job, Predictor
 from tubelet.storage import StorageOptions
 from tubelet.video import Limits
 
@@ -88,7 +88,7 @@ class DecodePredict:
     """Both stages in one actor: where they share the CPU, handing clips over would cost more than it wins."""
 
     def __init__(
-        self, decode: DecodeJob, read: Reader, models: Callable[[], Sequence[ModelJob]], threads: int
+        self, decode: DecodeJob, read: Reader, models: Callable[[], Sequence[Job]], threads: int
     ) -> None:
         self._decoder = RequestDecoder(decode, read)
         self._predictor = Predictor(models, threads)

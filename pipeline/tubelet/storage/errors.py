@@ -54,6 +54,16 @@ def is_transient(error: BaseException | None) -> bool:
     return False
 
 
+def cannot_write(error: BaseException | None) -> bool:
+    """Whether what failed with ``error`` was refused a place to write in; another place may take it."""
+    while error is not None:
+        unusable = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.ENOTDIR)
+        if unusable or isinstance(error, PermissionError | NotADirectoryError):
+            return True
+        error = error.__cause__
+    return False
+
+
 @contextlib.contextmanager
 def local_writes(path: Path) -> Iterator[None]:
     """Turn what the system says of writing ``path`` into a ``UserError`` where a person can mend it.

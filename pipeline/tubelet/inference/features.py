@@ -1,0 +1,403 @@
+"""Features once: a frozen encoder over the frames of a manifest, kept in a table (see ``feature_table``)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import torch
+from pydantic import Field
+
+from tubelet import storage
+from tubelet.clips import Batch, ClipSpec
+from tubelet.clips.decoder import numbered
+from tubelet.config import Settings, UserError
+from tubelet.corpus.manifest import ManifestSlices
+from tubelet.error_rate import ErrorRate, MaxErrorRate
+from tubelet.inference.bundle import ModelBundle
+from tubelet.inference.driver import Driver
+from tubelet.inference.feature_table import (
+    FEATURES,
+    FeatureSet,
+    FeatureSpec,
+    TableShape,
+    encoder_hash,
+    features_of,
+    read_features,
+)
+from tubelet.inference.forward import Batches, Forward
+from tubelet.inference.graph import check_reachable, plan_resources
+from tubelet.inference.output import OutputFiles, check_or_init_output
+from tubelet.inference.plan import Plan, make_plan
+from tubelet.inference.predictor import Answer, Ints, or_null, who, with_costs
+from tubelet.inference.schema import column_of
+from tubelet.inference.shipping import ship
+from tubelet.inference.sink import PredictionSink
+from tubelet.inference.source import NOT_NEEDED
+from tubelet.inference.workers import DecodeJob
+from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
+from tubelet.storage.errors import cannot_write
+from tubelet.storage.lock import OutputLock
+from tubelet.storage.pinned import retry_if_changed
+from tubelet.video import ErrorCode, Limits, Status, to_retry
+from tubelet.vivit import ViViT, fold_normalisation
+
+__all__ = [
+    "FeatureJob",
+    "FeatureSet",
+    "FeatureSettings",
+    "FeatureSpec",
+    "FeatureSummary",
+    "FeaturesNotWritableError",
+    "compute_features",
+    "encoder_hash",
+    "features_of",
+    "read_features",
+]
+
+Select = Callable[[pa.Table], pa.Table]
+"""Keeps some rows of a slice of the manifest."""
+
+
+class FeaturesNotWritableError(UserError):
+    """The place for features does not take them."""
+
+
+class FeatureSettings(Settings):
+    """How to make a table of features.
+
+    Attributes:
+        max_error_rate: share of the videos that may fail.
+        retry_errors: try former errors again.
+        workers: decode workers; None: one per CPU.
+        predictors: apart from the decode workers; None: one per GPU.
+        gpus: GPUs of each predictor; None: one where there are any.
+    """
+
+    max_error_rate: MaxErrorRate = 0.2
+    retry_errors: bool = False
+    workers: int | None = Field(default=None, ge=1)
+    predictors: int | None = Field(default=None, ge=0)
+    gpus: float | None = Field(default=None, ge=0)
+    storage: StorageOptions = DEFAULT_OPTIONS
+    limits: Limits = Limits()
+
+
+@dataclass
+class FeatureSummary:
+    """How it ended; ``ok`` and ``errors`` count what readers now see of the manifest, all runs together.
+
+    Attributes:
+        embedded: videos (or segments) of this run.
+        decode_s, predict_s: what these took, all workers together.
+        to_retry: errors among them of the store or the machine, which the same command tries again.
+    """
+
+    objects: int
+    ok: int
+    errors: int
+    already_done: int
+    embedded: int = 0
+    to_retry: int = 0
+    seconds: float = 0.0
+    decode_s: float = 0.0
+    predict_s: float = 0.0
+    out: str = ""
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the JSON line."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class FeatureJob:
+    """A model whose features are kept, as a worker needs it.
+
+    Attributes:
+        identity, sampling: what the rows say of their origin.
+        shape: the columns of its rows.
+    """
+
+    model: ViViT | None
+    identity: str
+    sampling: str
+    shape: TableShape
+
+    def without_model(self) -> FeatureJob:
+        """The same without the weights, which travel on their own way."""
+        return dataclasses.replace(self, model=None)
+
+    def with_model(self, model: ViViT) -> FeatureJob:
+        """The same with weights."""
+        return dataclasses.replace(self, model=model)
+
+    def answering(self, device: torch.device, *, compiled: bool) -> Answer:
+        """Rows of its features (see :func:`feature_rows`)."""
+        if self.model is None:
+            raise ValueError("the job's model is missing: ship it with the job")
+        frames = self.shape.column == FEATURES
+        forward = FrameForward(self.model, device) if frames else ClipForward(self.model, device, compiled)
+        return partial(feature_rows, self, forward)
+
+
+class FrameForward:
+    """Features of single frames in float32: a head that learns on them fits the whole model."""
+
+    def __init__(self, model: ViViT, device: torch.device) -> None:
+        self._batches = Batches(model.config, device)
+        self._model = fold_normalisation(model.eval().requires_grad_(False)).to(device)
+        self._width = model.config.grid[0] * 2 * model.config.dim
+
+    @torch.inference_mode()
+    def __call__(self, tubelets: npt.NDArray[np.uint8], rows: Ints) -> npt.NDArray[np.float32]:
+        """``tubelets`` uint8 ``(n, V, tokens, bytes)`` to float32 ``(rows, V, values)``."""
+        found = [f.float().cpu() for f in self._batches(self._model.frame_features, tubelets, rows)]
+        joined = torch.cat(found) if found else torch.zeros(0)
+        return joined.reshape(len(rows), tubelets.shape[1], self._width).numpy()
+
+
+class ClipForward:
+    """The pooled features of each clip, as labelling keeps them."""
+
+    def __init__(self, model: ViViT, device: torch.device, compiled: bool = False) -> None:
+        self._width = model.config.pooled_width
+        self._forward = Forward(model, device, compiled=compiled)
+
+    def __call__(self, tubelets: npt.NDArray[np.uint8], rows: Ints) -> npt.NDArray[np.float32]:
+        """``tubelets`` uint8 ``(n, V, tokens, bytes)`` to float32 ``(rows, V, values)``."""
+        views = tubelets.shape[1]
+        clips = (rows[:, None] * views + np.arange(views)).reshape(-1)
+        found = self._forward(tubelets.reshape(-1, 1, *tubelets.shape[2:]), clips).features
+        return found.reshape(len(rows), views, self._width)
+
+
+def feature_rows(
+    job: FeatureJob, forward: FrameForward | ClipForward, batch: Batch, number: int = 0
+) -> pa.Table:
+    """The rows of model ``number``: one per clip, one per video that failed."""
+    wanted = np.flatnonzero((batch["models"].astype(np.int64) >> number) & 1)
+    mine = {name: batch[name][wanted] for name in ("error_code", "error", "failed")}
+    places = np.flatnonzero(~mine["failed"])
+    started_s = time.monotonic()
+    values = forward(batch[numbered("tubelets", 0)], wanted[places])
+    predict_s = (time.monotonic() - started_s) / max(len(places), 1)
+    finite = np.isfinite(values).all((1, 2))
+    if not finite.all():
+        bad = places[~finite]
+        mine["failed"][bad], mine["error_code"][bad] = True, ErrorCode.NON_FINITE.value
+        mine["error"][bad] = "the encoder's features are not finite numbers"
+        places, values = places[finite], values[finite]
+    table, rows = _table(job, batch, wanted, mine, values)
+    return with_costs(table, batch, rows, predict_s)
+
+
+def _table(
+    job: FeatureJob, batch: Batch, wanted: Ints, mine: Batch, values: npt.NDArray[np.float32]
+) -> tuple[pa.Table, Ints]:
+    """The rows' own columns, and of which row of ``batch`` each is."""
+    views, failed = batch[numbered("tubelets", 0)].shape[1], mine["failed"]
+    each = np.repeat(np.arange(len(wanted)), np.where(failed, 1, views))
+    rows, bad = wanted[each], failed[each]
+    first = np.flatnonzero(np.diff(each, prepend=-1))
+    clip = np.arange(len(each)) - np.repeat(first, np.diff(np.append(first, len(each))))
+    times = batch[numbered("clip_times_s", 0)][rows, clip]
+    full = np.full((len(rows), job.shape.width), np.nan, job.shape.dtype)
+    full[~bad] = values.reshape(-1, job.shape.width)
+    schema = job.shape.schema()
+    columns: dict[str, Any] = {
+        **who(batch, rows, {name: column[each] for name, column in mine.items()}),
+        "clip": clip,
+        "clip_times_s": [None if no else list(map(float, t)) for t, no in zip(times, bad, strict=True)],
+        "start_s": or_null(batch["clip_start_s"][rows]),
+        "end_s": or_null(batch["clip_end_s"][rows]),
+        "model": [job.identity] * len(rows),
+        "sampling": [job.sampling] * len(rows),
+        "attempts": [0] * len(rows),  # counted by the sink, which knows earlier runs
+    }
+    arrays = [
+        pa.FixedSizeListArray.from_arrays(pa.array(full.reshape(-1)), job.shape.width)
+        if name == job.shape.column
+        else column_of(columns[name], schema.field(name).type)
+        for name in schema.names
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema), rows
+
+
+def compute_features(
+    manifest: str,
+    bundle: ModelBundle,
+    spec: FeatureSpec,
+    out_uri: str | None = None,
+    *,
+    start_ray: Callable[[], None],
+    select: Select | None = None,
+    settings: FeatureSettings | None = None,
+) -> FeatureSummary:
+    """Make what is missing of the features of a manifest's videos, in ``out_uri/NAME`` (``spec.name``).
+
+    A video whose content (key, segment, etag) is there is not opened; errors of the store or the machine are
+    tried again.
+
+    Args:
+        manifest: its URI.
+        bundle: a Model 2 or average that has the encoder of ``spec``.
+        spec: see :meth:`FeatureSpec.of`.
+        out_uri: the place of all features of this manifest; None: beside it (see :func:`features_of`).
+        start_ray: called once there is something to do.
+        select: keeps the rows of the manifest that features are wanted of; None: all.
+        settings: how to work.
+
+    Raises:
+        FeaturesNotWritableError: the place does not take them; names the flag to set.
+        UserError: a bad input, a table in use, too many failures.
+    """
+    shape = TableShape("frames", spec.width, spec.dtype, spec)
+    job = FeatureJob(bundle.model, spec.encoder, spec.sampling, shape)
+    table = FeatureTable(bundle, spec.clip, spec.clips, job, settings or FeatureSettings())
+    return table.make(manifest, storage.join(out_uri or features_of(manifest), spec.name), start_ray, select)
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Makes one table of features.
+
+    Attributes:
+        clip, clips: how clips are cut, and how many of each video.
+        job: what is made of each.
+        flag: of the command line, which sets the table's place.
+    """
+
+    bundle: ModelBundle
+    clip: ClipSpec
+    clips: int
+    job: FeatureJob
+    settings: FeatureSettings
+    flag: str = "--features"
+
+    def make(
+        self, manifest: str, out: str, start_ray: Callable[[], None], select: Select | None = None
+    ) -> FeatureSummary:
+        """Make what ``out`` lacks of the videos of ``manifest`` (see :func:`compute_features`)."""
+        started_s, tally = time.monotonic(), _Tally()
+        options, again = self.settings.storage, self.settings.retry_errors
+        with self._place(out) as files:
+            sink = PredictionSink(files, self.job.shape.schema())
+
+            def planned() -> Plan:
+                slices = ManifestSlices.open(manifest, without=NOT_NEEDED, options=options)
+                chosen = slices if select is None else map(select, slices)
+                return make_plan(chosen, [sink.published], files, "_plan", retry_errors=again)
+
+            plan = retry_if_changed(planned)
+            if plan.work:
+                self._run(plan, sink, start_ray, tally)
+        done, failed = plan.already_done[0], plan.already_failed[0]
+        return FeatureSummary(
+            objects=plan.objects,
+            ok=done - failed + tally.ok,
+            errors=failed + tally.errors,
+            already_done=done,
+            embedded=tally.ok + tally.errors,
+            to_retry=tally.to_retry,
+            seconds=round(time.monotonic() - started_s, 3),
+            decode_s=round(tally.decode_s, 3),
+            predict_s=round(tally.predict_s, 3),
+            out=storage.normalise_uri(out),
+            reasons=dict(tally.reasons),
+        )
+
+    @contextmanager
+    def _place(self, out: str) -> Iterator[OutputFiles]:
+        """The table's files, its own while inside.
+
+        Raises:
+            FeaturesNotWritableError: nothing can be written there.
+            UserError: another job writes there; it holds something else.
+        """
+        options, shape = self.settings.storage, self.job.shape
+        with ExitStack() as stack:
+            try:
+                lock = stack.enter_context(OutputLock(out, job="features", options=options))
+                files = OutputFiles(out, options, lock.check)
+                made = {"model": self.job.identity, "sampling": self.job.sampling}
+                description = made | {"column": shape.column, "width": str(shape.width), "dtype": shape.dtype}
+                check_or_init_output(files, description)
+            except (UserError, OSError) as error:
+                if not cannot_write(error):
+                    raise
+                raise FeaturesNotWritableError(
+                    f"features cannot be kept at {out} ({error})\nset {self.flag} to a writable place"
+                ) from error
+            yield files
+
+    def _run(self, plan: Plan, sink: PredictionSink, start_ray: Callable[[], None], tally: _Tally) -> None:
+        settings, files = self.settings, sink.files
+        rate = ErrorRate(
+            settings.max_error_rate, "What is done is published: mend the cause and set --retry-errors"
+        )
+        driver = Driver(plan, files, [sink], rate)
+        driver.on_rows = tally.add
+        driver.check_known_errors()
+        driver.publish_known_errors([{"clip": 0, "model": self.job.identity, "sampling": self.job.sampling}])
+        if plan.requests:
+            start_ray()
+            check_reachable(files, [shard.name for shard in plan.shards[:1]])
+            decode = DecodeJob((self.clip,), (self.clips, 1), settings.storage, settings.limits)
+            layout = plan_resources(
+                ray.cluster_resources(),
+                decode,
+                plan.requests,
+                workers=settings.workers,
+                predictors=settings.predictors,
+                gpus=settings.gpus,
+                largest_pixels=plan.largest_pixels,
+            )
+            driver.run(decode, ship([self.job], [self.bundle]), layout, name="embed")
+        sink.close()
+        driver.remove_plan()
+        rate.judge(tally.ok + tally.errors, tally.failures, tally.examples)
+
+
+@dataclass
+class _Tally:
+    """Counts videos (a failed one has one row, another one a row per clip)."""
+
+    ok: int = 0
+    errors: int = 0
+    to_retry: int = 0
+    decode_s: float = 0.0
+    predict_s: float = 0.0
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Reasons of videos that have no features."""
+        return {code: count for code, count in self.reasons.items() if code != ErrorCode.PARTIAL}
+
+    def add(self, number: int, rows: pa.Table) -> None:
+        rows = rows.filter(pc.equal(rows["clip"], 0))
+        failed = rows["status"].to_pylist().count(Status.ERROR)
+        self.errors += failed
+        self.ok += rows.num_rows - failed
+        columns = (rows[name].to_pylist() for name in ("error_code", "error", "attempts"))
+        for code, reason, attempts in zip(*columns, strict=True):
+            if code is not None:
+                self.reasons[code] += 1
+                self.examples.setdefault(code, reason or "")
+                self.to_retry += to_retry(code, attempts)
+        for name in ("decode_s", "predict_s"):
+            if name in rows.column_names:
+                setattr(self, name, getattr(self, name) + float(rows[name].to_numpy().sum()))
