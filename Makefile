@@ -27,8 +27,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes: one holds the session's Ray cluster, the other runs what does without.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/pytest -m slow

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import chdir
+from functools import cache
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from support import S3Bucket
 from support.hostile import HostileFolder
 from tubelet.storage.local_s3 import LocalS3
+from xdist.scheduler import LoadScopeScheduling
 
 # Never reach for a model hub, and never send usage statistics, from a test.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,6 +22,33 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # At its default of 15, workers starve beside anything else that runs, and Ray gives up on starting them.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+class _RayApart(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """In `make test` two processes share the tests: one runs those that need Ray, by file go the others.
+
+    So there is one Ray cluster for the session, and what the tests of a file share is made once.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "ray" if _uses_ray(self.config.rootpath / path) else path
+
+
+@cache
+def _uses_ray(path: Path) -> bool:
+    """Whether a file's tests use the session's Ray, or run commands that start one."""
+    return path.parent.name == "jobs" or "ray_cluster" in path.read_text(encoding="utf-8")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that use Ray begin: they take longest, and the other process has the rest meanwhile."""
+    items.sort(key=lambda item: not _uses_ray(item.path))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """What `--dist` would choose otherwise."""
+    return _RayApart(config, log)
 
 
 @pytest.fixture(scope="session")
