@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.labelling import write_video
+from tubelet import storage
 from tubelet.config import UserError, load_settings
 from tubelet.corpus.manifest import SCHEMA, key_of
+from tubelet.corpus.probing import Prober
 from tubelet.error_rate import ErrorRate
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.plan import Plan, make_plan, read_shard
 from tubelet.inference.published import Published
 from tubelet.inference.schema import RowShape, table_of
+from tubelet.inference.second_look import SecondLook
 from tubelet.inference.windows import Windows, seconds
 from tubelet.labelling.intervals import intervals_table, merge_windows
 
@@ -76,12 +80,40 @@ def test_what_the_index_could_not_read_is_decoded_and_what_is_no_video_is_left_o
     plan = make_plan([manifest], [Published.of([])], files, "_plan")
     assert [row["key"] for row in requests_of(plan, files)] == manifest["key"].to_pylist()[:2]
     assert (plan.objects, plan.rows, plan.known_errors) == (2, 2, [])
-    # Without a duration there are no windows to decode: the row says so, until the manifest knows it.
-    windows = Windows(window_s=2, stride_s=1)
-    (errors,) = make_plan(
-        [manifest.slice(1)], [Published.of([])], files, "_plan", windows=windows
-    ).known_errors
-    assert read_shard(files.read(errors.name))["error_code"].to_pylist() == ["timeout"]
+
+
+def test_what_the_index_could_not_read_gets_its_windows(files: OutputFiles, tmp_path: Path) -> None:
+    """Its duration is not in the manifest: the object is looked into, in this run and not for good."""
+    write_video(tmp_path / "long.mp4", 1, frames=40)
+    (tmp_path / "broken.mp4").write_bytes(b"\x00" * 512)
+    info = storage.stat(tmp_path / "long.mp4")
+    assert info is not None
+    lost = {"status": "error", "error_code": "timeout", "error": "not done after 60 s"}
+    there = {"uri": str(tmp_path / "long.mp4"), "etag": info.etag, "size": info.size_bytes}
+    manifest = manifest_of(
+        lost | there,
+        lost | {"uri": str(tmp_path / "broken.mp4"), "etag": None, "size": 512},
+        lost | {"uri": str(tmp_path / "gone.mp4")},
+    )
+    windows, keys = Windows(window_s=2, stride_s=1), manifest["key"].to_pylist()
+
+    def plan_after(*rows: dict[str, Any]) -> Plan:
+        with Prober(2, storage.DEFAULT_OPTIONS, 60.0) as prober:
+            look = SecondLook(prober)
+            return make_plan([manifest], [published_of([*rows])], files, "_plan", windows=windows, look=look)
+
+    plan = plan_after()
+    made = [(row["key"], row["window"], row["clip_start_s"]) for row in requests_of(plan, files)]
+    assert made == [(keys[0], 0, 0.0), (keys[0], 1, 1.0), (keys[0], 2, 2.0)]
+    assert plan.reasons == {"open_error": 1, "not_found": 1}
+    assert plan.rows == 5
+    # What all runs failed at is not opened again, and what is there is not made again.
+    failed = {"window": 0, "status": "error", "error_code": "not_found", "attempts": 3, "etag": "e2"}
+    done = {"key": keys[0], "window": 1, "status": "ok", "etag": info.etag}
+    broken = {"key": keys[1], "window": 0, "status": "error", "error_code": "open_error", "etag": ""}
+    plan = plan_after(done, broken, failed | {"key": keys[2]})
+    assert [row["window"] for row in requests_of(plan, files)] == [0, 2]
+    assert (plan.already_done, plan.already_failed, plan.reasons) == ([3], [2], {})
 
 
 def test_each_model_gets_what_it_lacks(files: OutputFiles) -> None:

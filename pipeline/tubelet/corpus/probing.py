@@ -82,7 +82,7 @@ class Prober:
             DecoderStartError: this machine cannot start a decoder.
             UserError: the store takes the credentials for no object.
         """
-        opener = ObjectOpener(info.uri, info.size_bytes, info.etag, self._options)
+        opener = ObjectOpener(info.uri, info.size_bytes, info.etag or None, self._options)
         try:
             found = self._sandbox().probe(opener)
             return (

@@ -18,6 +18,7 @@ from tubelet.corpus.digests import digests
 from tubelet.inference.output import OutputFiles, parquet_bytes
 from tubelet.inference.published import Published
 from tubelet.inference.schema import REQUEST_SCHEMA
+from tubelet.inference.second_look import SecondLook
 from tubelet.inference.windows import Windows
 from tubelet.inference.workers import Reader
 from tubelet.video import TRANSIENT, Status
@@ -105,9 +106,13 @@ def make_plan(
     folder: str,
     *,
     windows: Windows | None = None,
+    look: SecondLook | None = None,
     retry_errors: bool = False,
 ) -> Plan:
     """Compare ``manifest`` (in slices) with what each output holds; write the requests below ``folder``.
+
+    With ``windows``, what the index could not read for no fault of the file is looked into by ``look`` first:
+    only its duration tells how many rows it is. That is so in each run, until the manifest knows it.
 
     The plan goes through the store and not through Ray's, so that neither the driver nor the object store
     holds a corpus of any size.
@@ -116,7 +121,10 @@ def make_plan(
     keys: list[npt.NDArray[np.uint64]] = []
     requests = _ShardWriter(files, f"{folder}/shard", encode_requests, plan.shards)
     errors = _ShardWriter(files, f"{folder}/errors", _encode_errors, plan.known_errors)
-    for rows in _slices(manifest):
+    for listed in _slices(manifest):
+        rows = listed
+        if windows is not None and look is not None:
+            rows = _looked_into(listed, published, look, retry_errors)
         candidates = list(_candidates(rows, windows))
         keys.append(np.unique(digests([row["key"] for row in candidates])))
         for row in _left(candidates, published, plan, retry_errors):
@@ -139,6 +147,24 @@ def _slices(manifest: Iterable[pa.Table]) -> Iterator[list[dict[str, Any]]]:
         columns = [name for name in MANIFEST_COLUMNS if name in table.column_names]
         for batch in table.select(columns).to_batches(max_chunksize=_SHARD_ROWS):
             yield batch.to_pylist()
+
+
+def _looked_into(
+    rows: list[dict[str, Any]], published: Sequence[Published], look: SecondLook, retry_errors: bool
+) -> list[dict[str, Any]]:
+    """``rows`` with what a second look finds, but for objects that all models have given up."""
+    wanted = [row for row in rows if look.wanted(row)]
+    if not wanted:
+        return rows
+    places = digests([row["key"] for row in wanted], [row.get("segment") or 0 for row in wanted])
+    contents = digests([row["etag"] or "" for row in wanted])
+    given_up = np.full(len(wanted), bool(published))
+    for index in published:
+        done = index.is_done(places, contents, retry_errors=retry_errors)
+        given_up &= done & (index.failed[index.locate(places)] if len(index) else False)
+    found = iter(look([row for row, left in zip(wanted, given_up, strict=True) if not left]))
+    looked = {row["key"]: row for row in found}
+    return [looked.get(row["key"], row) for row in rows]
 
 
 def _note_error(plan: Plan, row: Mapping[str, Any]) -> None:

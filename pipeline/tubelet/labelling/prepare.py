@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from tubelet import storage
 from tubelet.corpus.manifest import ManifestSlices
+from tubelet.corpus.probing import Prober, default_workers
 from tubelet.inference.output import OutputFiles, check_or_init_output
 from tubelet.inference.plan import Plan, make_plan
+from tubelet.inference.second_look import SecondLook
 from tubelet.inference.shipping import Answers, LoadedModels, row_shape
 from tubelet.inference.sink import PredictionSink
 from tubelet.inference.source import NOT_NEEDED, fingerprint_of, manifest_of
 from tubelet.labelling.config import LabelConfig
 from tubelet.storage.pinned import retry_if_changed
+from tubelet.video import Limits
 
 
 @dataclass
@@ -63,9 +66,16 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
             check_or_init_output(files, config.describe_output(bundle), new_version=config.new_version)
             sinks.append(PredictionSink(files, row_shape(bundle, answers).schema()))
         published, windows = [sink.published for sink in sinks], config.windows
-        plan = make_plan(
-            manifest, published, root, "_plan", windows=windows, retry_errors=config.retry_errors
-        )
+        with Prober(config.workers or default_workers(), options, Limits().deadline_s) as prober:
+            plan = make_plan(
+                manifest,
+                published,
+                root,
+                "_plan",
+                windows=windows,
+                look=SecondLook(prober),
+                retry_errors=config.retry_errors,
+            )
         return Prepared(models, sampling, answers, root, sinks, plan, found)
 
     return retry_if_changed(planned)
