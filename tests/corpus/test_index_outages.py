@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support import S3Bucket
-from support.corpus import put_videos
+from support.corpus import put, put_videos, video_bytes
 from support.s3_proxy import Fault, Mode, S3Proxy, s3_proxy
 from tubelet import storage
 from tubelet.config import UserError
@@ -39,9 +39,14 @@ def test_credentials_that_expire_end_the_job(s3: S3Bucket, proxy: S3Proxy) -> No
     with pytest.raises(UserError, match="ExpiredToken") as caught:
         _index(s3)
     assert len(str(caught.value).splitlines()) <= 2
-    assert not storage.exists(f"{s3.uri}/m")
-    proxy.fault = None
-    assert _index(s3).ok == 24
+    visible = [name for name in storage.list_names(f"{s3.uri}/m") if not name.startswith("_")]
+    assert not visible, "what was found is kept, but not where readers look"
+    proxy.fault, opened = None, len(proxy.requests)
+    summary = _index(s3)
+    assert (summary.ok, summary.probed + summary.unchanged) == (24, 24)
+    assert summary.unchanged >= 7, "nine requests are for seven videos at the least"
+    assert sum(".mp4" in request for request in proxy.requests[opened:]) < 24 * 2
+    assert not storage.exists(f"{s3.uri}/m/_staging")
 
 
 def test_what_cannot_be_read_at_all_ends_the_job(s3: S3Bucket, proxy: S3Proxy) -> None:
@@ -88,9 +93,15 @@ def test_an_outage_ends_the_job_and_names_its_cause(s3: S3Bucket, proxy: S3Proxy
     proxy.fault = Fault(Mode.OVERLOADED, after=6, match=".mp4")
     with pytest.raises(UserError, match=r"4 of the last 10 videos failed.*4 io_error") as caught:
         _index(s3, include="0*")
-    assert "Nothing was written" in str(caught.value)
+    assert "No manifest was written" in str(caught.value)
+    # What is kept is about a content, not a name.
     proxy.fault = None
-    assert _index(s3, include="0*").ok == 10
+    put(f"{s3.uri}/v", {"00.mp4": video_bytes(frames=7)})
+    summary = _index(s3, include="0*")
+    assert (summary.ok, summary.probed, summary.unchanged) == (10, 5, 5)
+    rows = {row["path"]: row["frames"] for row in read_manifest(f"{s3.uri}/m").to_pylist()}
+    assert rows["00.mp4"] == 7
+    assert all(rows.values())
 
 
 def test_a_slow_store_is_no_verdict(s3: S3Bucket, proxy: S3Proxy) -> None:

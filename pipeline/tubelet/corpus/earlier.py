@@ -16,7 +16,7 @@ from tubelet.corpus.probing import promises_video
 from tubelet.video import Status, to_retry
 
 # What probing found out; all else in a row comes from the listing.
-_PROBED_COLUMNS = (
+PROBED_COLUMNS = (
     "status",
     "error_code",
     "error",
@@ -152,7 +152,7 @@ class Earlier:
         """
         for rows in listing.batches():
             numbers = [self._unchanged(row) for row in rows]
-            probed = iter(self._take([n for n in numbers if n is not None], _PROBED_COLUMNS))
+            probed = iter(self._take([n for n in numbers if n is not None], PROBED_COLUMNS))
             known = [self._index.get(row["key"]) for row in rows]
             values = iter(self._take([n for n in known if n is not None], tuple(kept)))
             for row, number, place in zip(rows, numbers, known, strict=True):

@@ -19,6 +19,7 @@ from tubelet.corpus.earlier import RULES, Earlier, check_output
 from tubelet.corpus.labels import FOLDERS, load_labels
 from tubelet.corpus.listing import Listing, Row, RowFile, in_batches, list_corpus
 from tubelet.corpus.manifest import is_label_column, label_columns, manifest_writer, schema_with
+from tubelet.corpus.probed import Probed
 from tubelet.corpus.probing import Prober, default_workers, judge
 from tubelet.corpus.splits import parse_split, split_column_of
 from tubelet.corpus.tally import IndexTally
@@ -69,7 +70,8 @@ class IndexSummary:
         out: where the manifest lies.
         objects: objects there are now: ``ok`` usable videos, ``errors`` others, and ``not_video``, which
             content and name say are something else.
-        probed: objects opened by this job; ``unchanged`` were taken over from the manifest before.
+        probed: objects opened by this job; ``unchanged`` were taken over from the manifest before, or from a
+            run that did not come to its end.
         removed: objects that are gone since then (their rows stay, with status ``gone``).
         labelled: videos with a label.
         splits: videos by split.
@@ -109,7 +111,8 @@ def index_corpus(config: IndexConfig) -> IndexSummary:
     """List ``config.src``, probe what is new or changed, and publish the manifest at ``config.out``.
 
     Each object becomes a row: a video that cannot be opened has status ``error`` and a typed reason. The
-    manifest appears whole at the end; until then readers see the one before.
+    manifest appears whole at the end; until then readers see the one before. What a job found that did not
+    come to its end is kept: the same command goes on from there.
 
     Raises:
         UserError: anything the user can mend (see DESIGN: bad input gets a clear error).
@@ -137,6 +140,7 @@ class _Index:
                 if lock is None:
                     return self._summary(listing, earlier, None)
                 tally = IndexTally(self.src, self.config.max_error_rate)
+                self._probed = Probed(self.out)
                 self._write(listing, earlier, tally, lock)
                 return self._summary(listing, earlier, tally)
 
@@ -196,10 +200,12 @@ class _Index:
         columns = [schema.field(n) for n in [*kept, "attempts"] if n not in listing.schema.names]
         again = listing.row_file("again", *columns)
         with (
+            self._probed,
             Prober(workers, self.config.options, self.config.deadline_s) as prober,
             manifest_writer(self.out, schema, made_from=self._made_from()) as write,
         ):
-            with ProgressLine("indexing", earlier.to_probe, "videos") as line:
+            left = max(earlier.to_probe - len(self._probed), 0)
+            with ProgressLine("indexing", left, "videos") as line:
                 pairs = prober.map(earlier.pair(listing, kept), lambda pair: self._row(*pair, prober))
                 for rows in in_batches(self._first_pass(pairs, again, tally, line)):
                     write(pa.Table.from_pylist(rows, schema=schema))
@@ -213,6 +219,7 @@ class _Index:
             for table in earlier.gone(schema):
                 write(table)
             lock.check()
+        self._probed.forget()
 
     def _first_pass(
         self, rows: Iterator[tuple[Row, bool]], again: RowFile, tally: IndexTally, line: ProgressLine
@@ -257,8 +264,12 @@ class _Index:
     def _row(self, row: Row, known: bool, prober: Prober) -> tuple[Row, bool]:
         """The manifest's row of an object, and whether it had to be opened."""
         if not known:
+            found = self._probed.take(row)
+            known = found is not None
             info = ObjectInfo(row["uri"], row["path"], row["etag"], row["size"])
-            row = {**row, **prober.probe(info), "indexed_at": self.now}
+            row = {**row, **(found or {**prober.probe(info), "indexed_at": self.now})}
+            if not known:
+                self._probed.add(row)
         row["status"] = judge(row, named=row["named"])
         return row, not known
 
@@ -286,7 +297,7 @@ class _Index:
             not_video=found.not_video,
             skipped=listing.skipped.total(),
             probed=found.probed,
-            unchanged=earlier.unchanged,
+            unchanged=earlier.unchanged + (0 if tally is None else self._probed.reused),
             removed=earlier.removed,
             labelled=listing.labelled if tally is None else tally.labelled,
             splits=dict(sorted((listing if tally is None else tally).by_split.items())),

@@ -91,7 +91,7 @@ class Prober:
         except DecodeError as error:
             if error.code == ErrorCode.CREDENTIALS:
                 raise UserError(
-                    f"{error}\nnothing was written: mend it, then run the same command"
+                    f"{error}\nno manifest was written: mend it, then go on with the same command"
                 ) from error
             if error.content is not None and not promises_video(info.path):
                 return failed(ErrorCode.NOT_VIDEO, f"no video: {error.content}")

@@ -48,7 +48,8 @@ class IndexTally:
         self.reasons: Counter[str] = Counter()
         self._src = src
         self._rate = ErrorRate(
-            max_error_rate, "Nothing was written: see to the store or the machine, then run the same command"
+            max_error_rate,
+            "No manifest was written: see to the store or the machine, then go on with the same command",
         )
         self._seen = self._denied = self._unreadable = 0
         self._failure = ""
