@@ -110,8 +110,16 @@ def end(status: int) -> NoReturn:
     with contextlib.suppress(BaseException):
         _shut_down_ray()
     with contextlib.suppress(BaseException):
+        _leave_arrow_alone()
         atexit._run_exitfuncs()
     _exit(status)
+
+
+def _leave_arrow_alone() -> None:
+    """Arrow takes its S3 client and that one's threads down before the interpreter goes; ours does not go."""
+    arrow = sys.modules.get("pyarrow._s3fs")
+    if arrow is not None:
+        atexit.unregister(arrow.ensure_s3_finalized)
 
 
 def _exit(status: int) -> NoReturn:

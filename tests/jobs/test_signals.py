@@ -17,8 +17,13 @@ import psutil
 import pytest
 from support import wait_until
 from support.labelling import CLASSES, tiny_bundle, write_video
+from tubelet import storage
 from tubelet.corpus.index import IndexConfig, index_corpus
+from tubelet.inference.output import OutputFiles
+from tubelet.inference.schema import RowShape, table_of
+from tubelet.inference.sink import PredictionSink
 from tubelet.storage.lock import OutputLock
+from tubelet_jobs.app import JOBS
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 WORK = 300  # objects of a job: more than it does before the signal comes
@@ -109,7 +114,7 @@ def test_index_stops(tmp_path: Path, number: signal.Signals) -> None:
     source, out = str(_corpus(tmp_path / "videos")), str(tmp_path / "manifest")
     job = Job(tmp_path, "index", source, "--out", out, "--workers", "2")
     job.wait_for(_decodes)
-    job.stop(number)
+    assert job.stop(number) == f"error: stopped by {number.name}: the same command goes on"
     with OutputLock(out):
         pass  # nobody holds it
 
@@ -129,6 +134,22 @@ def test_the_end_is_not_that_of_the_interpreter() -> None:
     assert done.stdout.startswith("tubelet ")
 
 
+def test_the_end_takes_no_native_client_down() -> None:
+    """What waits for native threads, or takes away what they use, may abort; the process just ends."""
+    code = (
+        "import os, sys\nfrom pyarrow.fs import S3FileSystem\nfrom tubelet_jobs import cli, stopping\n"
+        "def last(status):\n"
+        "    S3FileSystem(anonymous=True, region='us-east-1')\n"
+        "    os.write(1, b'alive')\n    os._exit(status)\n"
+        "S3FileSystem(anonymous=True, region='us-east-1')\n"
+        "stopping._exit = last\nsys.argv = ['tubelet', '--version']\ncli.main()\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.stdout.endswith("alive"), done.stderr
+    assert done.returncode == 0
+
+
 def test_a_signal_that_a_destructor_swallows_is_heard_again() -> None:
     code = (
         "import signal, sys, time\nfrom tubelet_jobs.stopping import Interrupted, Signals\n"
@@ -144,9 +165,10 @@ def test_a_signal_that_a_destructor_swallows_is_heard_again() -> None:
 
 @dataclass(frozen=True)
 class World:
-    """What jobs need: many videos, a manifest of labelled ones, a model."""
+    """What jobs need: many videos, rows of them, a manifest of labelled ones, a model."""
 
     many: str
+    predictions: str
     manifest: str
     model: str
 
@@ -160,7 +182,23 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     manifest, split = str(root / "manifest"), "train=0.5,val=0,test=0.5"
     given = {"src": str(root / "labelled"), "out": manifest, "labels": "folders", "split": split}
     index_corpus(IndexConfig.model_validate(given))
-    return World(str(_corpus(root / "many", 1500)), manifest, str(tiny_bundle(root / "model")))
+    many = _corpus(root / "many", 1500)
+    return World(str(many), _predictions(many, root / "rows"), manifest, str(tiny_bundle(root / "model")))
+
+
+def _predictions(videos: Path, out: Path) -> str:
+    """Rows as `label` leaves them, of all ``videos``."""
+    info = storage.stat(videos / "first.mp4")
+    assert info is not None
+    rows = [
+        {"key": path.stem, "window": 0, "uri": str(path), "etag": info.etag, "status": "ok", "label": "left"}
+        for path in videos.iterdir()
+    ]
+    schema = RowShape().schema()
+    sink = PredictionSink(OutputFiles(str(out)), schema)
+    sink.add(table_of([row | {"score": 0.5} for row in rows], schema))
+    sink.close()
+    return str(out)
 
 
 TRAIN = ("batch=8", "max_steps=5000", "frames=8", "size=32", "short_side=36", "workers=1")
@@ -169,6 +207,7 @@ STOPPED: dict[str, tuple[tuple[str, ...], str]] = {
     "label": (("MANY", "--model", "MODEL", "--out", "OUT", "--review-limit", "0"), "label: [1-9]"),
     "train": (("--manifest", "MANIFEST", "--out", "OUT", *TRAIN), "train: [1-9]"),
     "evaluate": (("--manifest", "MANIFEST", "--model", "MODEL"), "evaluate .* on "),
+    "review": (("PREDICTIONS", "--out", "OUT/page.html", "--limit", "1500"), "review: [1-9]"),
     "demo": (("--out", "OUT"), "tubelet train"),
     "bench": (("decode", "--vs", "pyav"), "bench decode"),
 }
@@ -179,7 +218,8 @@ STOPPED: dict[str, tuple[tuple[str, ...], str]] = {
 @pytest.mark.parametrize("name", STOPPED)
 def test_every_job_stops(world: World, tmp_path: Path, name: str, number: signal.Signals) -> None:
     out = str(tmp_path / "out")
-    places = {"MANY": world.many, "MANIFEST": world.manifest, "MODEL": world.model, "OUT": out}
+    places = {"MANY": world.many, "PREDICTIONS": world.predictions, "MANIFEST": world.manifest}
+    places |= {"MODEL": world.model, "OUT": out, "OUT/page.html": f"{out}/page.html"}
     args, at_work = STOPPED[name]
     tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
     job = Job(tmp_path, name, *(places.get(word, word) for word in args), MLFLOW_TRACKING_URI=tracking)
@@ -188,3 +228,10 @@ def test_every_job_stops(world: World, tmp_path: Path, name: str, number: signal
     if name in ("label", "train"):
         with OutputLock(out):
             pass  # nobody holds it
+    if name == "review":
+        assert not Path(out).exists() or not list(Path(out).iterdir()), "half a page is none"
+
+
+def test_no_job_is_left_out() -> None:
+    elsewhere = {"index", "submit"}  # above, and where there is a cluster (test_submit.py)
+    assert JOBS.keys() - {"jobs"} == STOPPED.keys() | elsewhere
