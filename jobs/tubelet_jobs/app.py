@@ -23,7 +23,9 @@ class Job(NamedTuple):
 # module is imported when the job is named.
 JOBS: dict[str, Job] = {
     "bench": Job("Measure against the best peers and against the limit."),
-    "index": Job("List the videos of a bucket, look into each, and write the manifest."),
+    "index": Job(
+        "List the videos of a bucket, look into each, and write the manifest.", "the same command goes on"
+    ),
     "train": Job(
         "Fine-tune a ViViT on the labelled videos of a manifest.",
         "what was saved is kept; go on with --resume",

@@ -19,7 +19,7 @@ from tubelet.corpus.earlier import RULES, Earlier, check_output
 from tubelet.corpus.labels import FOLDERS, load_labels
 from tubelet.corpus.listing import Listing, Row, RowFile, in_batches, list_corpus
 from tubelet.corpus.manifest import is_label_column, label_columns, manifest_writer, schema_with
-from tubelet.corpus.probed import Probed
+from tubelet.corpus.probed import Probed, staging_folder
 from tubelet.corpus.probing import Prober, default_workers, judge
 from tubelet.corpus.splits import parse_split, split_column_of
 from tubelet.corpus.tally import IndexTally
@@ -187,8 +187,8 @@ class _Index:
         return labels not in (None, FOLDERS) and info.uri == storage.normalise_uri(str(labels))
 
     def _is_ours(self, info: ObjectInfo) -> bool:
-        """So may the manifest and its lock."""
-        folders = (self.out, lock_folder(self.out))
+        """So may the manifest, its lock, and what is kept of it while it is made."""
+        folders = (self.out, lock_folder(self.out), staging_folder(self.out))
         return info.uri == self.out or info.uri.startswith(tuple(f"{folder}/" for folder in folders))
 
     def _write(self, listing: Listing, earlier: Earlier, tally: IndexTally, lock: OutputLock) -> None:
