@@ -161,7 +161,10 @@ def run_jobs(config: DemoConfig, places: Places, out: Path) -> list[Step]:
     steps = Steps()
     if places.manifest != places.source:
         indexing = IndexConfig(
-            src=places.source, out=places.manifest, labels=places.labels, split=places.split
+            src=places.source,
+            out=places.manifest,
+            labels=(places.labels,) if places.labels else (),
+            split=places.split,
         )
         steps.run(index.command, indexing)
     training = train.TrainOptions(

@@ -10,9 +10,11 @@ from tubelet_jobs.common import print_summary, say
 def command(config: IndexConfig) -> None:
     """List the videos under SRC, look into each, join labels and splits, and write the manifest.
 
-    Labels: a table with `path` or `uri`, `label` (or `label_HEAD`; `a|b` is two labels), and where present
-    `split` and `group`; or `folders`, where each class has a folder. Splits: by a hash that never changes
-    (the default), by the label file's column, or so that a group (a person, a scene) stays together.
+    Labels: a table with `path`, `uri` or `key`, `label` (or `label_HEAD`; `a|b` is two labels), and where
+    present `split`, `group`, `clip_start_s` and `clip_end_s`; `folders`, where each class has a folder; or a
+    list as Kinetics, UCF101, HMDB51, Something-Something, EPIC-Kitchens, Charades, ActivityNet, AVA,
+    MMAction2, SlowFast, Hugging Face, Label Studio or CVAT writes it. Splits: as the set was published, by a
+    hash that never changes, by a column of the labels, or so that a group (a person, a scene) stays together.
 
     Example: tubelet index s3://bucket/videos --out s3://bucket/manifest --labels s3://bucket/labels.csv
     """
@@ -24,6 +26,10 @@ def command(config: IndexConfig) -> None:
 def _report(summary: IndexSummary) -> None:
     for warning in summary.warnings:
         say(f"note: {warning}")
+    if summary.segments:
+        say(f"{summary.segments} labelled segments of videos")
+    if summary.left_out:
+        say(f"{summary.left_out} clips left out of training by a correction without a label")
     splits = ", ".join(f"{name} {count}" for name, count in summary.splits.items()) or "none"
     say(f"{summary.objects} objects, {summary.labelled} with a label; splits: {splits}")
     if summary.skipped:

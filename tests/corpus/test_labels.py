@@ -244,12 +244,9 @@ def test_one_separator_in_a_column_is_asked_about(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"a.mp4,0\nb.mp4,1\n", "no header: its first line is 'a.mp4', like a list of SlowFast"),
-        (b"x/a.mp4 0\nx/b.mp4 1\n", "like a list of MMAction2"),
-        (b"x/frames 120 0\nx/other 80 1\n", "like a list of MMAction2"),
-        (b'[{"path": "a", "label": "x"}]', "is JSON, not a table"),
-        (b'{"path": "a", "label": "x"}\n{"path": "b", "label": "y"}\n', "is JSON Lines, not a table"),
-        (b'{"database": {"v1": {"subset": "training"}}}', "is JSON as ActivityNet has it"),
+        (b'{"images": [], "annotations": []}', "is JSON as COCO has it"),
+        (b'["a", "b"]', "is JSON, but no list of objects"),
+        (b'{"path": "a", "label": "x"}\n{"path"', "line 2: broken JSON"),
         (b"PK\x03\x04....", "an Excel workbook or a zip archive"),
         ("path,label\n".encode("utf-16"), "UTF-16"),
     ],

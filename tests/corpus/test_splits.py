@@ -75,6 +75,21 @@ def test_group_by_regex_stays_together() -> None:
     assert set().union(*by_group.values()) == {"train", "val", "test"}
 
 
+def test_clips_of_one_recording_of_ucf101_on_both_sides_are_told_of() -> None:
+    paths = [f"Archery/v_Archery_g{g:02d}_c{c:02d}.avi" for g in range(1, 9) for c in range(1, 6)]
+    rule = _rule(None)
+    counts = Counter(str(split) for split in _assign(rule, paths).values())
+    (warning,) = rule.check(dict(counts))
+    assert "v_Archery_g0" in warning
+    flag = warning.rpartition("--split '")[2].rstrip("'")
+    grouped = _rule(flag)
+    by_group = _assign(grouped, paths)
+    assert all(len({by_group[p] for p in paths if f"_g{g:02d}_" in p}) == 1 for g in range(1, 9))
+    alone = _rule("train=1")
+    _assign(alone, paths)
+    assert not alone.check({"train": 40})
+
+
 def test_path_without_a_group_stands_alone_and_is_told() -> None:
     rule = _rule(r"group:_g(\d+)_")
     assert rule.assign(key_of("a_g1_"), "a_g1_", NO_LABELS).group == "1"

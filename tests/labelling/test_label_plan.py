@@ -21,6 +21,7 @@ from tubelet.inference.schema import RowShape, table_of
 from tubelet.inference.second_look import SecondLook
 from tubelet.inference.windows import Windows, seconds
 from tubelet.labelling.intervals import intervals_table, merge_windows
+from tubelet.labelling.prepare import refuse_segments
 
 
 def manifest_of(*rows: dict[str, Any]) -> pa.Table:
@@ -139,6 +140,9 @@ def test_segments_are_windows_of_their_object(files: OutputFiles) -> None:
         (1, 2.0, 5.0),
     ]
     assert (plan.objects, plan.rows) == (1, 2)
+    with pytest.raises(UserError, match="leave --window out"):
+        refuse_segments([manifest])
+    refuse_segments([manifest_of({}, {}), manifest_of({"segment": 1, "status": "gone"})])
 
 
 def test_large_plans_are_cut_into_shards(files: OutputFiles) -> None:

@@ -102,7 +102,7 @@ def _corpus(folder: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     out = str(folder / "manifest")
-    index_corpus(IndexConfig(src=str(folder / "videos"), out=out, labels="folders", split="train=1"))
+    index_corpus(IndexConfig(src=str(folder / "videos"), out=out, labels=("folders",), split="train=1"))
     return out
 
 

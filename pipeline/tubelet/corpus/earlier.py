@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tubelet import storage
 from tubelet.config import UserError
-from tubelet.corpus.listing import Listing, Row
-from tubelet.corpus.manifest import label_columns, made_from, manifest_file, read_manifest
+from tubelet.corpus.known_rows import KnownRows
+from tubelet.corpus.listing import Listing
+from tubelet.corpus.manifest import ManifestSlices, label_columns, made_from, manifest_file
+from tubelet.corpus.parts import Row, merge_earlier
 from tubelet.corpus.probing import promises_video
+from tubelet.storage.pinned import retry_if_changed
 from tubelet.video import Status, to_retry
 
 # What probing found out; all else in a row comes from the listing.
@@ -58,66 +63,41 @@ def check_output(out: str, *, update: bool) -> bool:
 
 
 class Earlier:
-    """The manifest before the update, or nothing.
+    """The manifest before the update, or nothing; its rows lie on local disk.
 
     Attributes:
         made_from: what it was made from.
+        heads: its label columns, and whether each is multi-label.
         to_probe, unchanged, removed: set by :meth:`compare`.
     """
 
-    def __init__(self, out: str | None, *, retry_errors: bool = False) -> None:
+    def __init__(self, out: str | None, folder: Path, *, retry_errors: bool = False) -> None:
         """Read the manifest at ``out``.
 
         Args:
             out: where it lies; None: there is none.
+            folder: a folder for what is kept of it.
             retry_errors: objects with errors are to be probed again, whatever the error.
 
         Raises:
-            UserError: the manifest cannot be read, or has segments.
+            UserError: the manifest cannot be read.
         """
-        self.made_from: dict[str, Any] = {} if out is None else made_from(out)
-        self._table = None if out is None else read_manifest(out)
-        self._index: dict[str, int] = {}
-        self._etags: list[str | None] = []
-        self._usable: list[bool] = []
-        self._attempts: list[int] = []
-        if self._table is not None:
-            _refuse_segments(self._table, str(out))
-            columns = ("key", "etag", "path", "status", "error_code", "attempts")
-            keys, self._etags, paths, states, codes, attempts = (
-                self._table.column(name).to_pylist() for name in columns
-            )
-            self._index = {key: i for i, key in enumerate(keys)}
-            self._attempts = [0 if retry_errors else count or 0 for count in attempts]
-            strict = self.made_from.get("rules") == RULES
-            self._usable = [
-                state != Status.GONE
-                and not to_retry(code, count)
-                and not (retry_errors and state == Status.ERROR)
-                and (strict or promises_video(path or ""))
-                for state, code, count, path in zip(states, codes, self._attempts, paths, strict=True)
-            ]
-        self._seen = bytearray(len(self._index))
+        self.made_from: dict[str, Any] = {}
+        self.heads: dict[str, bool] = {}
+        self._retry_errors = retry_errors
+        self._rows = KnownRows(folder / "earlier.arrow")
+        if out is not None:
+            self.made_from = made_from(out)
+            retry_if_changed(lambda: self._read(out, folder))
+        self._rows.close()
+        self._seen = np.zeros(self._rows.rows, np.bool_)
         self.to_probe = self.unchanged = self.removed = 0
 
-    def kept_columns(self, labels: str | None, heads: dict[str, bool], split: str | None) -> dict[str, Any]:
-        """Columns whose values survive the update, as nothing that it was given makes them anew.
-
-        Args:
-            labels: where labels come from; None: nowhere.
-            heads: the label columns that come from there.
-            split: how splits are assigned; None: by default.
-
-        Returns:
-            Name and type of each.
-        """
-        if self._table is None:
-            return {}
-        new = set() if labels is None else set(heads)
-        names = [name for name in label_columns(self._table) if name not in new]
-        if "src" not in self.made_from and split is None:  # another tool made it, and assigned the splits
-            names += ["split", "group"]
-        return {name: self._table.schema.field(name).type for name in names}
+    def _read(self, out: str, folder: Path) -> None:
+        self._rows = KnownRows(folder / "earlier.arrow")
+        for table in ManifestSlices.open(out):
+            self.heads = {n: pa.types.is_list(table.schema.field(n).type) for n in label_columns(table)}
+            self._rows.add(table)
 
     def compare(self, listing: Listing, src: str) -> None:
         """Find out what is new or changed, what is unchanged, and what is gone.
@@ -126,85 +106,102 @@ class Earlier:
             UserError: the manifest is of another corpus.
         """
         for rows in listing.batches():
-            for row in rows:
-                if row["key"] in self._index:
-                    self._seen[self._index[row["key"]]] = 1
-                if self._unchanged(row) is None:
-                    self.to_probe += 1
-                else:
-                    self.unchanged += 1
+            firsts, lasts = self._rows.find([row["key"] for row in rows])
+            for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+                self._seen[self._rows.rows_at(np.arange(first, last))] = True
+            usable = [self._usable(row, known) is not None for row, known in self._known(rows)]
+            self.unchanged += sum(usable)
+            self.to_probe += len(rows) - sum(usable)
         origin = self.made_from.get("src")
-        if self._index and not any(self._seen) and origin not in (None, src):
+        if self._rows.rows and not self._seen.any() and origin not in (None, src):
             raise UserError(
                 f"--update: the manifest is of {origin}, and shares no object with {src}\n"
                 "give the SRC it was made from, or choose another --out"
             )
-        if self._table is not None:
-            status = self._table.column("status").to_pylist()
-            self.removed = sum(not s and status[i] != Status.GONE for i, s in enumerate(self._seen))
+        for number in self._rows.tables():
+            numbers, table = self._rows.table(number)
+            gone = pc.equal(table["status"], str(Status.GONE)).to_numpy()
+            keys = np.array(table["key"].to_pylist(), object)[~self._seen[numbers] & ~gone]
+            self.removed += len(set(keys))
 
-    def pair(self, listing: Listing, kept: Collection[str]) -> Iterator[tuple[Row, bool]]:
+    def pair(
+        self, listing: Listing, heads: Mapping[str, bool], split: str | None
+    ) -> Iterator[tuple[Row, bool]]:
         """Each listed row with what the manifest knows of it, and whether that makes probing needless.
 
         Args:
             listing: the rows.
-            kept: columns that are taken over, whether the object changed or not.
+            heads: the label columns of the new manifest.
+            split: how splits are assigned; None: by default.
         """
+        # Another tool made the manifest, and assigned the splits.
+        foreign = "src" not in self.made_from and split is None
         for rows in listing.batches():
-            numbers = [self._unchanged(row) for row in rows]
-            probed = iter(self._take([n for n in numbers if n is not None], PROBED_COLUMNS))
-            known = [self._index.get(row["key"]) for row in rows]
-            values = iter(self._take([n for n in known if n is not None], tuple(kept)))
-            for row, number, place in zip(rows, numbers, known, strict=True):
+            for row, known in self._known(rows):
                 row["attempts"] = 0
-                row |= {name: row.get(name) for name in kept}
-                if place is not None:
-                    row.update(next(values))
-                    if self._etags[place] == row["etag"]:
-                        row["attempts"] = self._attempts[place]
-                if number is not None:
-                    row.update(next(probed))
-                yield row, number is not None
+                row |= {name: row.get(name) for name in heads}
+                merge_earlier(row, known, heads, keep_split=foreign)
+                if known and known[0]["etag"] == row["etag"] and not self._retry_errors:
+                    row["attempts"] = known[0]["attempts"] or 0
+                found = self._usable(row, known)
+                if found is not None:
+                    row |= {name: found[name] for name in PROBED_COLUMNS}
+                yield row, found is not None
 
     def gone(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """The rows of objects that are no longer there, as ``schema`` wants them."""
-        if self._table is None:
-            return
-        table = self._table.filter(pa.array([not seen for seen in self._seen], pa.bool_()))
         changes: dict[str, pa.Scalar] = {
             "status": pa.scalar(str(Status.GONE)),
             "error_code": pa.scalar("gone"),
             "error": pa.scalar("no longer in the bucket"),
         }
-        columns = []
-        for wanted in schema:
-            if wanted.name in changes:
-                columns.append(pa.repeat(changes[wanted.name], table.num_rows))
-            elif wanted.name in table.column_names and table.column(wanted.name).type == wanted.type:
-                columns.append(table.column(wanted.name))
-            else:
-                columns.append(pa.nulls(table.num_rows, wanted.type))
-        if table.num_rows:
-            yield pa.table(columns, schema=schema)
+        for number in self._rows.tables():
+            numbers, rows = self._rows.table(number)
+            table = rows.filter(pa.array(~self._seen[numbers]))
+            columns = []
+            for wanted in schema:
+                if wanted.name in changes:
+                    columns.append(pa.repeat(changes[wanted.name], table.num_rows))
+                elif wanted.name in table.column_names:
+                    columns.append(_as_type(table.column(wanted.name), wanted.type))
+                else:
+                    columns.append(pa.nulls(table.num_rows, wanted.type))
+            if table.num_rows:
+                yield pa.table(columns, schema=schema)
 
-    def _unchanged(self, row: Row) -> int | None:
-        number = self._index.get(row["key"])
-        if number is None or not self._usable[number] or self._etags[number] != row["etag"]:
-            return None
-        return number
+    def _known(self, rows: list[Row]) -> Iterator[tuple[Row, list[Row]]]:
+        """Each listed row with the manifest's rows of its key, the one of the whole first."""
+        firsts, lasts = self._rows.find([row["key"] for row in rows])
+        spans = [self._rows.rows_at(np.arange(a, b)) for a, b in zip(firsts, lasts, strict=True)]
+        taken = iter(self._rows.take(np.concatenate([np.zeros(0, np.int64), *spans])))
+        for row, span in zip(rows, spans, strict=True):
+            known = [next(taken) for _ in span]
+            yield (
+                row,
+                sorted((one for one in known if one["key"] == row["key"]), key=lambda one: one["segment"]),
+            )
 
-    def _take(self, numbers: list[int], columns: tuple[str, ...]) -> list[Row]:
-        if self._table is None or not numbers:
-            return []
-        if not columns:
-            return [{} for _ in numbers]
-        rows: list[Row] = self._table.select(columns).take(pa.array(numbers)).to_pylist()
-        return rows
+    def _usable(self, row: Row, known: list[Row]) -> Row | None:
+        """What was found out about the content before, if it still holds."""
+        strict = self.made_from.get("rules") == RULES
+        for one in known:
+            attempts = 0 if self._retry_errors else one["attempts"] or 0
+            if (
+                one["status"] != Status.GONE
+                and one["etag"] == row["etag"]
+                and (row["size"] is None or one["size"] is None or one["size"] == row["size"])
+                and not to_retry(one["error_code"], attempts)
+                and not (self._retry_errors and one["status"] == Status.ERROR)
+                and (strict or promises_video(one["path"] or ""))
+            ):
+                return one
+        return None
 
 
-def _refuse_segments(table: pa.Table, name: str) -> None:
-    clips = pc.or_(pc.is_valid(table.column("clip_start_s")), pc.is_valid(table.column("clip_end_s")))
-    if pc.any(pc.or_(clips, pc.not_equal(table.column("segment"), 0))).as_py():
-        raise UserError(
-            f"{name} has segments (parts of videos), which --update would lose: choose another --out"
-        )
+def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
+    """A label column of single labels as lists, where the new manifest has lists."""
+    if column.type == kind:
+        return column
+    if pa.types.is_list(kind) and column.type == pa.string():
+        return pa.array([None if cell is None else [cell] for cell in column.to_pylist()], kind)
+    return pa.nulls(len(column), kind)

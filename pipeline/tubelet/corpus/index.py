@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from tubelet import storage
 from tubelet._version import __version__
 from tubelet.config import Option, Settings
 from tubelet.corpus.earlier import RULES, Earlier, check_output
 from tubelet.corpus.labels import FOLDERS, load_labels
-from tubelet.corpus.listing import Listing, Row, RowFile, in_batches, list_corpus
-from tubelet.corpus.manifest import is_label_column, label_columns, manifest_writer, schema_with
+from tubelet.corpus.listing import Listing, in_batches, list_corpus
+from tubelet.corpus.manifest import manifest_writer, schema_with
+from tubelet.corpus.parts import Row, rows_of
 from tubelet.corpus.probed import Probed, staging_folder
 from tubelet.corpus.probing import Prober, default_workers, judge
 from tubelet.corpus.splits import parse_split, split_column_of
@@ -28,6 +31,10 @@ from tubelet.progress import ProgressLine
 from tubelet.storage import DEFAULT_OPTIONS, ObjectInfo, StorageOptions
 from tubelet.storage.lock import OutputLock, lock_folder
 from tubelet.video import TRANSIENT, Status
+
+
+def _as_tuple(value: Any) -> Any:
+    return () if value is None else (value,) if isinstance(value, str) else value
 
 
 class IndexConfig(Settings):
@@ -40,8 +47,8 @@ class IndexConfig(Settings):
     """Folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX; everything below it counts."""
     out: Annotated[str, Option(metavar="MANIFEST")]
     """Where to: a folder, or a name ending in .parquet."""
-    labels: Annotated[str | None, Option(metavar="FILE|folders")] = None
-    """CSV or Parquet with path (or uri) and label; or folders, where each class has one."""
+    labels: Annotated[tuple[str, ...], Option(metavar="FILE|folders"), BeforeValidator(_as_tuple)] = ()
+    """A label file, or folders, where each class has one; may be repeated, the later ones win."""
     split: Annotated[str | None, Option(metavar="SPEC")] = None
     """train=0.8,val=0.1,test=0.1; column:NAME; group:REGEX."""
     include: Annotated[str | None, Option(metavar="GLOB")] = None
@@ -74,6 +81,8 @@ class IndexSummary:
             run that did not come to its end.
         removed: objects that are gone since then (their rows stay, with status ``gone``).
         labelled: videos with a label.
+        segments: labelled parts of videos, which have rows of their own.
+        left_out: clips that a correction without a label keeps out of training.
         splits: videos by split.
         skipped: objects that do not count: hidden names, what ``include`` leaves out, the label file.
         to_retry: errors of the store's or the machine's doing; the next update tries them again.
@@ -94,6 +103,8 @@ class IndexSummary:
     unchanged: int
     removed: int
     labelled: int
+    segments: int
+    left_out: int
     splits: dict[str, int]
     to_retry: int
     reasons: dict[str, int]
@@ -132,8 +143,9 @@ class _Index:
     def run(self) -> IndexSummary:
         exists = check_output(self.out, update=self.config.update)
         config = self.config
-        with nullcontext() if config.dry_run else OutputLock(self.out, options=config.options) as lock:
-            earlier = Earlier(self.out if exists else None, retry_errors=config.retry_errors)
+        lock_or_not = nullcontext() if config.dry_run else OutputLock(self.out, options=config.options)
+        with TemporaryDirectory(prefix="tubelet-") as folder, lock_or_not as lock:
+            earlier = Earlier(self.out if exists else None, Path(folder), retry_errors=config.retry_errors)
             self._remember(earlier.made_from)
             with self._list() as listing:
                 earlier.compare(listing, self.src)
@@ -146,16 +158,19 @@ class _Index:
 
     def _remember(self, known: dict[str, Any]) -> None:
         """An update that names no labels, split or include goes by those the manifest was made with."""
-        names = ("labels", "split", "include")
         kept = {
-            n: known.get(n) for n in names if getattr(self.config, n) is None and known.get(n) is not None
+            n: known[n]
+            for n in ("split", "include")
+            if getattr(self.config, n) is None and known.get(n) is not None
         }
+        if not self.config.labels:
+            kept["labels"] = _as_tuple(known.get("labels"))
         self.config = self.config.model_copy(update=kept)
 
     @contextmanager
     def _list(self) -> Iterator[Listing]:
         config = self.config
-        labels = load_labels(config.labels, self.src, self._label_options(), split_column_of(config.split))
+        labels = load_labels(config.labels, self.src, config.options, split_column_of(config.split))
         split = parse_split(config.split, labels)
         with ExitStack() as stack:
             with ProgressLine("listing", None, "objects") as line:
@@ -167,24 +182,11 @@ class _Index:
                         split,
                         include=config.include,
                         leave_out=self._is_ours,
-                        is_label_file=self._is_label_file,
+                        is_label_file=lambda info: info.uri in labels.files,
                         on_objects=line.advance,
                     )
                 )
             yield listing
-
-    def _label_options(self) -> StorageOptions:
-        """``--anonymous`` is for the bucket of the videos; a label file elsewhere may need credentials."""
-        labels = self.config.labels
-        if labels is None or labels == FOLDERS or not storage.is_remote(labels):
-            return self.config.options
-        same = storage.is_remote(self.src) and self.src.split("/")[2] == labels.split("/")[2]
-        return self.config.options if same else DEFAULT_OPTIONS
-
-    def _is_label_file(self, info: ObjectInfo) -> bool:
-        """It may lie among the videos, but is none of the corpus."""
-        labels = self.config.labels
-        return labels not in (None, FOLDERS) and info.uri == storage.normalise_uri(str(labels))
 
     def _is_ours(self, info: ObjectInfo) -> bool:
         """So may the manifest, its lock, and what is kept of it while it is made."""
@@ -192,13 +194,13 @@ class _Index:
         return info.uri == self.out or info.uri.startswith(tuple(f"{folder}/" for folder in folders))
 
     def _write(self, listing: Listing, earlier: Earlier, tally: IndexTally, lock: OutputLock) -> None:
-        kept = earlier.kept_columns(self.config.labels, listing.heads, self.config.split)
-        heads = listing.heads | {n: pa.types.is_list(t) for n, t in kept.items() if is_label_column(n)}
+        heads = {"label": False}
+        for name, many in [*listing.heads.items(), *earlier.heads.items()]:
+            heads[name] = heads.get(name, False) or many
         schema = schema_with(heads)
         workers = min(self.config.workers or default_workers(), max(earlier.to_probe, 1))
-        self._heads = label_columns(schema)
-        columns = [schema.field(n) for n in [*kept, "attempts"] if n not in listing.schema.names]
-        again = listing.row_file("again", *columns)
+        self._heads = heads
+        again: list[Row] = []
         with (
             self._probed,
             Prober(workers, self.config.options, self.config.deadline_s) as prober,
@@ -206,14 +208,14 @@ class _Index:
         ):
             left = max(earlier.to_probe - len(self._probed), 0)
             with ProgressLine("indexing", left, "videos") as line:
-                pairs = prober.map(earlier.pair(listing, kept), lambda pair: self._row(*pair, prober))
+                known = earlier.pair(listing, heads, self.config.split)
+                pairs = prober.map(known, lambda pair: self._row(*pair, prober))
                 for rows in in_batches(self._first_pass(pairs, again, tally, line)):
                     write(pa.Table.from_pylist(rows, schema=schema))
             tally.check_readable()
-            if again.rows:
-                with ProgressLine("trying again", again.rows, "videos") as line:
-                    waiting = (row for rows in again.batches() for row in rows)
-                    probed = prober.map(waiting, lambda row: self._row(row, False, prober)[0])
+            if again:
+                with ProgressLine("trying again", len(again), "videos") as line:
+                    probed = prober.map(again, lambda row: self._row(row, False, prober)[0])
                     for rows in in_batches(self._second_pass(probed, tally, line)):
                         write(pa.Table.from_pylist(rows, schema=schema))
             for table in earlier.gone(schema):
@@ -222,23 +224,21 @@ class _Index:
         self._probed.forget()
 
     def _first_pass(
-        self, rows: Iterator[tuple[Row, bool]], again: RowFile, tally: IndexTally, line: ProgressLine
+        self, rows: Iterator[tuple[Row, bool]], again: list[Row], tally: IndexTally, line: ProgressLine
     ) -> Iterator[Row]:
         """Rows that are final; what failed in passing waits in ``again``."""
         for found, probed in rows:
             row = found
             if not probed:
-                yield self._final(row, tally)
+                yield from self._final(row, tally)
                 continue
             tally.watch(row)
             final = row["error_code"] not in TRANSIENT
-            if final:
-                row = self._final(row, tally)
-            else:
-                again.add(row)
+            done = list(self._final(row, tally)) if final else []
+            if not final:
+                again.append(row)
             line.advance(1, errors=tally.errors)
-            if final:
-                yield row
+            yield from done
 
     def _second_pass(self, rows: Iterator[Row], tally: IndexTally, line: ProgressLine) -> Iterator[Row]:
         failed: Counter[str] = Counter()
@@ -249,17 +249,19 @@ class _Index:
                 row["attempts"] += 1
                 failed[code] += 1
                 examples.setdefault(code, row["error"])
-            yield self._final(row, tally)
+            yield from self._final(row, tally)
             line.advance(1, errors=tally.errors)
         tally.judge(failed, examples)
 
-    def _final(self, row: Row, tally: IndexTally) -> Row:
+    def _final(self, row: Row, tally: IndexTally) -> Iterator[Row]:
+        """The rows of an object, which is done."""
         if row["error_code"] not in TRANSIENT:
             row["attempts"] = 0
         if row["status"] == Status.NOT_VIDEO:  # it is none of any class or split
             row |= dict.fromkeys([*self._heads, "split", "group"])
-        tally.count(row, self._heads)
-        return row
+        parts = list(rows_of(row, self._heads))
+        tally.count(row, parts, list(self._heads))
+        yield from parts
 
     def _row(self, row: Row, known: bool, prober: Prober) -> tuple[Row, bool]:
         """The manifest's row of an object, and whether it had to be opened."""
@@ -275,12 +277,10 @@ class _Index:
 
     def _made_from(self) -> dict[str, Any]:
         config = self.config
-        labels = (
-            config.labels if config.labels in (None, FOLDERS) else storage.normalise_uri(str(config.labels))
-        )
+        named = [name if name == FOLDERS else storage.normalise_uri(name) for name in config.labels]
         return {
             "src": self.src,
-            "labels": labels,
+            "labels": named,
             "split": config.split,
             "include": config.include,
             "version": __version__,
@@ -300,6 +300,8 @@ class _Index:
             unchanged=earlier.unchanged + (0 if tally is None else self._probed.reused),
             removed=earlier.removed,
             labelled=listing.labelled if tally is None else tally.labelled,
+            segments=found.segments,
+            left_out=found.left_out,
             splits=dict(sorted((listing if tally is None else tally).by_split.items())),
             to_retry=found.to_retry,
             reasons=dict(found.reasons.most_common()),

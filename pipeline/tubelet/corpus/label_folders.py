@@ -25,6 +25,7 @@ class FolderLabels:
             UserError: ``src`` cannot be listed.
         """
         self.heads: dict[str, bool] = {"label": False}
+        self.files: frozenset[str] = frozenset()
         self._src, self._options = src, options
         folders = [name for name in storage.list_folders(src, options) if not name.startswith((".", "_"))]
         self._by_split = self._are_splits(folders)

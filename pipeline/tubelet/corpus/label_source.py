@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from tubelet.storage import ObjectInfo
@@ -15,20 +16,45 @@ Value = str | list[str] | None
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A part of a video that has labels of its own.
+
+    Attributes:
+        start_s, end_s: where it is, in seconds (with ``in_frames``: counted in frames); None: up to that end.
+        values: its labels by label column.
+        corrected_at: when a person corrected them, in UTC.
+    """
+
+    start_s: float | None
+    end_s: float | None
+    values: dict[str, Value]
+    in_frames: bool = False
+    corrected_at: datetime | None = None
+
+    def is_at(self, start_s: float | None, end_s: float | None) -> bool:
+        """Whether it is the part between these, to the millisecond."""
+        return _same(self.start_s, start_s) and _same(self.end_s, end_s)
+
+
+@dataclass(frozen=True)
 class LabelRow:
     """What is known of one video.
 
     Attributes:
-        values: labels by label column.
+        values: labels of the whole by label column.
+        segments: parts that have labels of their own.
         group: the person or the scene.
         split: the cell of the column that splits go by.
         named: a row of a label file names the object, so people take it for a video.
+        corrected_at: when a person corrected the labels of the whole, in UTC.
     """
 
     values: dict[str, Value] = field(default_factory=dict)
     group: str | None = None
     split: str | None = None
     named: bool = field(default=False, compare=False)
+    segments: tuple[Segment, ...] = ()
+    corrected_at: datetime | None = None
 
 
 NO_LABELS = LabelRow()
@@ -88,6 +114,8 @@ class Labels(Protocol):
     """Label columns, and whether each is multi-label."""
     split_column: str | None
     """The column that :attr:`LabelRow.split` was taken from, if there is one."""
+    files: frozenset[str]
+    """The URIs of what was read, which are no videos of the corpus."""
 
     def lookup(self, info: ObjectInfo) -> LabelRow:
         """The labels of an object (``NO_LABELS`` where there are none); counts what matched."""
@@ -108,6 +136,7 @@ class NoLabels:
     def __init__(self) -> None:
         self.heads: dict[str, bool] = {"label": False}
         self.split_column: str | None = None
+        self.files: frozenset[str] = frozenset()
 
     def lookup(self, info: ObjectInfo) -> LabelRow:
         """See :meth:`Labels.lookup`."""
@@ -122,3 +151,7 @@ class NoLabels:
 def composed(label: str) -> str:
     """One form for what looks the same: macOS writes accents apart from their letters."""
     return unicodedata.normalize("NFC", label)
+
+
+def _same(one: float | None, two: float | None) -> bool:
+    return one is two is None or (one is not None and two is not None and abs(one - two) < 1e-3)

@@ -1,23 +1,27 @@
-"""Read a label file: CSV or Parquet with a header; what is something else is named, with what to do."""
+"""Read a label table: CSV, TSV, Parquet, JSON Lines or a JSON list; what is no table is named."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.manifest import is_label_column
-from tubelet.storage import StorageOptions
 
 # Other names of the column `path`, as Hugging Face's folders and other lists of videos have them.
 _PATH_COLUMNS = ("file_name", "filename", "video", "video_path")
-_KNOWN_COLUMNS = ("path", "uri", "label", "split", "group")
-_VIDEO_NAME = re.compile(r"\S.*\.(mp4|m4v|mov|avi|mkv|webm|mpe?g|ts|wmv|flv|3gp|ogv|gif)", re.IGNORECASE)
+_KNOWN_COLUMNS = ("path", "uri", "key", "label", "split", "group", "clip_start_s", "clip_end_s")
+# Other names of the bounds of a segment, in seconds.
+_BOUND_COLUMNS = {
+    "clip_start_s": ("start_s", "time_start"),
+    "clip_end_s": ("end_s", "time_end"),
+}
+VIDEO_NAME = re.compile(r"\S.*\.(mp4|m4v|mov|avi|mkv|webm|mpe?g|ts|wmv|flv|3gp|ogv|gif)", re.IGNORECASE)
 # Binary formats that people take for tables, by their first bytes.
 _MAGIC = (
     (b"PK\x03\x04", "an Excel workbook or a zip archive: export the table"),
@@ -47,19 +51,72 @@ class LabelTable:
     many: set[str]
 
 
-def read_label_table(uri: str, options: StorageOptions) -> LabelTable:
-    """The label file at ``uri``.
+def read_label_table(uri: str, data: bytes) -> LabelTable:
+    """The table that ``data``, the content of ``uri``, is.
 
     Raises:
-        UserError: the file is missing, or is no table with a header; names the format where it is known.
+        UserError: it is no table with a header; names the format where it is known.
     """
+    if data[:4] == b"PAR1":
+        return _read_parquet(uri, data)
+    text = decoded_text(uri, data)
+    return _read_json(uri, text) if text.lstrip()[:1] in ("{", "[") else _read_csv(uri, text)
+
+
+def decoded_text(uri: str, data: bytes) -> str:
+    """The content of ``uri`` as UTF-8 text.
+
+    Raises:
+        UserError: it is none; says what it is where that is known.
+    """
+    for magic, hint in _MAGIC:
+        if data.startswith(magic):
+            raise UserError(f"{uri} is {hint}, with columns `path` and `label`")
     try:
-        data = storage.read_bytes(uri, options)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no label file {uri}: check --labels (or give --labels folders)") from error
-    except OSError as error:
-        raise UserError(f"cannot read the label file {uri}: {error.strerror or error}") from error
-    return _read_parquet(uri, data) if data[:4] == b"PAR1" else _read_csv(uri, data)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{uri} is not UTF-8 (byte {error.start}): save it as UTF-8 CSV") from error
+
+
+def text_of(cell: Any) -> str | None:
+    """A cell as text; None for an empty one."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    return str(cell).strip() or None
+
+
+def _read_json(uri: str, text: str) -> LabelTable:
+    """A list of objects, or one object per line."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = _json_lines(uri, text)
+    if isinstance(found, dict):
+        if {"images", "videos", "annotations"} & set(found):
+            raise UserError(
+                f"{uri} is JSON as COCO has it: write it as CSV or Parquet with columns `path` and `label`"
+            )
+        found = [found]
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise UserError(
+            f"{uri} is JSON, but no list of objects: write one per video, with `path` and `label`"
+        )
+    names = list(dict.fromkeys(name for row in found for name in row))
+    spelled = dict(zip(names, _spelled(names), strict=True))
+    rows = [{spelled[name]: cell for name, cell in row.items()} for row in found]
+    many = {name for row in rows for name, cell in row.items() if isinstance(cell, list)}
+    plain = [name for name in spelled.values() if not any(isinstance(row.get(name), dict) for row in rows)]
+    return LabelTable(plain, [(f"row {number}", row) for number, row in enumerate(rows, 1)], many)
+
+
+def _json_lines(uri: str, text: str) -> list[Any]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise UserError(f"{uri}, line {number}: broken JSON: {error}") from error
+    return rows
 
 
 def _read_parquet(uri: str, data: bytes) -> LabelTable:
@@ -97,16 +154,7 @@ def _has_meaning(name: str) -> bool:
     return is_label_column(name) or name in _KNOWN_COLUMNS
 
 
-def _read_csv(uri: str, data: bytes) -> LabelTable:
-    for magic, hint in _MAGIC:
-        if data.startswith(magic):
-            raise UserError(f"{uri} is {hint}, with columns `path` and `label`")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{uri} is not UTF-8 (byte {error.start}): save it as UTF-8 CSV") from error
-    if text.lstrip()[:1] in ("{", "["):
-        raise _json_file(uri, text)
+def _read_csv(uri: str, text: str) -> LabelTable:
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -116,49 +164,8 @@ def _read_csv(uri: str, data: bytes) -> LabelTable:
     except csv.Error as error:
         raise UserError(f"{uri}, line {rows.line_num}: {error}") from error
     columns = _spelled([name.strip() for name in first])
-    _check_header(uri, columns)
     _check_unique(uri, columns)
     return LabelTable(columns, _as_dicts(uri, columns, body), set())
-
-
-def _json_file(uri: str, text: str) -> UserError:
-    kind = "JSON"
-    try:
-        found = json.loads(text)
-    except ValueError:
-        lines = text.splitlines()
-        kind = "JSON Lines" if len(lines) > 1 and lines[0].rstrip().endswith("}") else "JSON, and broken"
-    else:
-        if isinstance(found, dict) and isinstance(found.get("database"), dict):
-            kind = "JSON as ActivityNet has it"
-        elif isinstance(found, dict) and {"images", "videos", "annotations"} & set(found):
-            kind = "JSON as COCO has it"
-        elif isinstance(found, dict) and not text.strip().count("\n"):
-            kind = "JSON Lines"
-    return UserError(
-        f"{uri} is {kind}, not a table: write it as CSV or Parquet with columns `path` and `label`"
-    )
-
-
-def _check_header(uri: str, columns: list[str]) -> None:
-    """Lists of other tools begin with the first video.
-
-    Raises:
-        UserError: the first line names a video, and no column that is known.
-    """
-    if not columns or any(_has_meaning(name) for name in columns):
-        return
-    first = columns[0]
-    spaced = re.fullmatch(r"(\S.*?)((?:\s+\d+)+)", first) if len(columns) == 1 else None
-    numbers = len(columns) > 1 and all(cell.lstrip("-").isdigit() for cell in columns[1:])
-    if not (spaced or numbers or any(_VIDEO_NAME.fullmatch(cell) for cell in columns)):
-        return
-    tool = "MMAction2" if spaced else "SlowFast" if numbers else "SlowFast or MMAction2"
-    todo = "write it as CSV under" if spaced else "put above it"
-    raise UserError(
-        f"{uri} has no header: its first line is {first!r}, like a list of {tool}\n"
-        f"{todo} a line with the names of its columns, for example: path,label"
-    )
 
 
 def _check_unique(uri: str, columns: list[str]) -> None:
@@ -181,6 +188,12 @@ def _spelled(names: list[str]) -> list[str]:
         other = next((name for name in _PATH_COLUMNS if name in lowered), None)
         if other is not None:
             found[lowered.index(other)] = "path"
+    lowered = [name.strip().casefold() for name in found]
+    for column, others in _BOUND_COLUMNS.items():
+        if column not in found and "path" in found:
+            other = next((name for name in others if name in lowered), None)
+            if other is not None:
+                found[lowered.index(other)] = column
     return found
 
 

@@ -1,268 +1,153 @@
-r"""Labels of the videos: from a label file, or from the names of class folders.
+r"""Labels of the videos: from label files, from corrections, and from the names of class folders.
 
-A label file is a CSV (``,``, ``;`` or tab; UTF-8) or Parquet table with a header and one row per video:
+A label table is a CSV (``,``, ``;`` or tab; UTF-8), Parquet or JSON Lines table, or a JSON list, with a row
+per video or per part of one:
 
 - ``path`` (relative to SRC, or to the folder of the label file; also called ``file_name``, ``filename``,
-  ``video`` or ``video_path``) or ``uri``, or both;
+  ``video`` or ``video_path``; without an extension it may be the bare name), ``uri`` or ``key``;
 - ``label``, and for models with several heads ``label_<head>``, one column each. A column in which cells hold
   ``|`` is multi-label: ``run|jump`` is the list ``[run, jump]``. An empty cell is no label;
+- where present ``clip_start_s`` and ``clip_end_s``: the row labels this part of the video, a segment;
 - where present ``split`` and ``group`` (the person or the scene: a group never straddles two splits).
+
+With columns ``window`` and ``at`` it is a table of corrections. Other layouts, as published sets and tools
+have them, are recognised (see ``tubelet.corpus.formats``).
 
 A row names an object by its exact path or URI; failing that, the comparison is repeated with both sides in
 Unicode NFC, ``\`` as ``/``, without leading ``./`` or ``/``, and without spaces at the ends of the cell.
 Labels are Unicode NFC, whatever form the file or the folder has.
+
+Where several sources speak of one clip, corrections win (the newest ``at`` first), then the last label file,
+then the folders.
 """
 
 from __future__ import annotations
 
-import math
-import posixpath
-import re
-import unicodedata
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from tubelet import storage
 from tubelet.config import UserError
+from tubelet.corpus.corrections import Corrections
+from tubelet.corpus.label_files import FileLabels
 from tubelet.corpus.label_folders import FolderLabels
-from tubelet.corpus.label_source import (
-    NO_LABELS,
-    ClassNames,
-    Examples,
-    LabelRow,
-    Labels,
-    NoLabels,
-    Value,
-    composed,
-)
-from tubelet.corpus.label_table import LabelTable, read_label_table
-from tubelet.corpus.manifest import is_label_column
-from tubelet.storage import ObjectInfo, StorageOptions
+from tubelet.corpus.label_source import NO_LABELS, Examples, LabelRow, Labels, NoLabels, Segment, Value
+from tubelet.storage import DEFAULT_OPTIONS, ObjectInfo, StorageOptions
 
 __all__ = ["FOLDERS", "NO_LABELS", "Examples", "FileLabels", "LabelRow", "Labels", "NoLabels", "load_labels"]
 
-SEPARATOR = "|"
 FOLDERS = "folders"
-# One cell with the separator among so many with a label is more likely a name than two labels.
-_FEW_CELLS = 4
-_ESCAPED_BYTE = re.compile(r"\\udc([89a-f][0-9a-f])")
 
 
-class FileLabels:
-    """Labels from a table."""
+class MergedLabels:
+    """Labels from several sources, the later ones over the earlier, and corrections over all."""
 
-    def __init__(self, uri: str, src: str, options: StorageOptions, split_column: str = "split") -> None:
-        """Read the label file at ``uri`` for the objects below ``src``.
-
-        Raises:
-            UserError: the file is missing or malformed, lacks a column, has no labels, or contradicts itself.
-        """
-        self.uri, self._src = uri, src
-        table = read_label_table(uri, options)
-        self._split_cells = _find_column(table.columns, split_column)
-        self.split_column = None if self._split_cells is None else split_column
-        self.columns = table.columns
-        self.heads = _heads(uri, table)
-        self._rows: list[LabelRow] = []
-        self._names: list[str] = []
-        self._matched = bytearray()
-        self._by_path: dict[str, int] = {}
-        self._by_uri: dict[str, int] = {}
-        for place, cells in table.rows:
-            self._add(place, cells)
-        self._by_plain = self._plain_names()
-        self._below = _folder_below(storage.parent(uri), src)
-        self._unlabelled = Examples()
-        self._objects = 0
-        self._classes = ClassNames()
+    def __init__(self, sources: Sequence[Labels], corrections: Sequence[FileLabels]) -> None:
+        self._sources = sources
+        self._corrections = Corrections(one for file in corrections for one in file.found.annotations)
+        every = [*sources, *corrections]
+        names = list(dict.fromkeys(name for one in every for name in one.heads))
+        self.heads = {name: any(one.heads.get(name, False) for one in every) for name in names}
+        self.split_column = next((s.split_column for s in reversed(sources) if s.split_column), None)
+        self.columns = list(dict.fromkeys(name for one in sources for name in getattr(one, "columns", [])))
+        self.files = frozenset().union(*(one.files for one in every))
 
     def lookup(self, info: ObjectInfo) -> LabelRow:
-        """The row that names an object.
-
-        Raises:
-            UserError: two rows do, and disagree.
-        """
-        self._objects += 1
-        found = self._find(info)
-        if not found:
-            self._unlabelled.add(info.path)
-            return NO_LABELS
-        row = self._rows[found[0]]
-        for other in found[1:]:
-            if self._rows[other] != row:
-                raise UserError(
-                    f"{self.uri}: two rows name {info.path!r} and disagree: {_show(row)} and "
-                    f"{_show(self._rows[other])}\nkeep one of them"
-                )
-        for number in found:
-            self._matched[number] = 1
-        for head, value in row.values.items():
-            if value:
-                self._classes.add(head, [value] if isinstance(value, str) else value)
-        return row
+        """See :meth:`Labels.lookup`."""
+        row = NO_LABELS
+        for source in self._sources:
+            row = _merged(row, source.lookup(info))
+        row = self._corrections.apply(info, row)
+        segments = tuple(replace(one, values=self._conformed(one.values)) for one in row.segments)
+        return replace(row, values=self._conformed(row.values), segments=segments)
 
     def check(self) -> list[str]:
-        """See :meth:`Labels.check`."""
-        matched = sum(self._matched)
-        unmatched = Examples()
-        for name, hit in zip(self._names, self._matched, strict=True):
-            if not hit:
-                unmatched.add(name)
-        sides = f"it names {unmatched}; without a row are {self._unlabelled}"
-        if not matched:
-            of = f"0 of {len(self._rows)} rows match the {self._objects} objects"
-            raise UserError(f"{self.uri}: {of} under {self._src}\n{sides}")
-        if not self._classes:
-            raise UserError(f"{self.uri}: no object under {self._src} has a label; fill the column `label`")
-        warnings = self._classes.warnings()
-        if len(self.heads) > 1:
-            heads = ", ".join(name for name in self.heads if name != "label")
-            warnings.append(f"{self.uri}: labels of heads of their own, beside `label`: {heads}")
-        if unmatched.count:
-            warnings.append(f"{self.uri}: {matched} of {len(self._rows)} rows match an object; {sides}")
-        return warnings
+        """See :meth:`Labels.check`; of several sources, one that matches nothing is told of."""
+        warnings: list[str] = []
+        failed: list[UserError] = []
+        for source in self._sources:
+            try:
+                warnings += source.check()
+            except UserError as error:
+                failed.append(error)
+        if self._corrections.count and not self._corrections.matched:
+            failed.append(
+                UserError(f"none of the {self._corrections.count} corrections concerns an object here")
+            )
+        if failed and len(failed) == len(self._sources) + bool(self._corrections.count):
+            raise failed[0]
+        missed = self._corrections.count - self._corrections.matched
+        if missed and self._corrections.matched:
+            warnings.append(f"{missed} of {self._corrections.count} corrections concern no object here")
+        return warnings + [" ".join(str(error).splitlines()) for error in failed]
 
-    def _add(self, place: str, cells: dict[str, Any]) -> None:
-        path, uri = _name(cells.get("path")), _text(cells.get("uri"))
-        if path and "://" in path:
-            path, uri = None, _text(path)
-        if not path and not uri:
-            raise UserError(f"{self.uri}, {place}: neither path nor uri is given")
-        values = {name: _value(cells.get(name), many) for name, many in self.heads.items()}
-        split = _text(cells.get(self._split_cells)) if self._split_cells else None
-        row = LabelRow(values, _text(cells.get("group")), split, named=True)
-        names = [(self._by_path, path)] if path else []
-        if uri:
-            names.append((self._by_uri, storage.normalise_uri(uri)))
-        earlier = {index[name] for index, name in names if name is not None and name in index}
-        for number in earlier:
-            if self._rows[number] != row:
-                raise UserError(
-                    f"{self.uri}, {place}: {path or uri!r} stands there twice and differently: "
-                    f"{_show(self._rows[number])} and {_show(row)}\nkeep one of the rows"
-                )
-        if earlier:
-            return
-        for index, name in names:
-            index[str(name)] = len(self._rows)
-        self._rows.append(row)
-        self._names.append(str(path or uri))
-        self._matched.append(0)
-
-    def _find(self, info: ObjectInfo) -> list[int]:
-        exact = [self._by_path.get(info.path), self._by_uri.get(info.uri), self._by_path.get(info.uri)]
-        if self._below is not None:
-            exact.append(self._by_path.get(self._below + info.path))
-        found = [number for number in dict.fromkeys(exact) if number is not None]
-        if found:
-            return found
-        # A row whose cell has spaces at its ends names the object with the spaces first.
-        return [
-            number
-            for number in self._by_plain.get(_plain(_latin1(info.path)), [])
-            if not (self._matched[number] and self._names[number] != self._names[number].strip())
-        ]
-
-    def _plain_names(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for name, number in self._by_path.items():
-            found.setdefault(_plain(_latin1(name.strip())), []).append(number)
-        return found
+    def _conformed(self, values: dict[str, Value]) -> dict[str, Value]:
+        """Where one source has lists in a column, all have."""
+        return {
+            name: [value] if isinstance(value, str) and self.heads[name] else value
+            for name, value in values.items()
+        }
 
 
-def load_labels(source: str | None, src: str, options: StorageOptions, split_column: str = "split") -> Labels:
-    """Labels from ``source``: a label file, ``folders``, or None.
+def load_labels(
+    source: str | Sequence[str] | None, src: str, options: StorageOptions, split_column: str = "split"
+) -> Labels:
+    """Labels from ``source``: label files, corrections, ``folders``; the later ones over the earlier.
+
+    Args:
+        source: what to read; None: nothing.
+        src: the corpus.
+        options: how to reach it; a label file in another bucket may need credentials where it needs none.
+        split_column: the column of a table that splits are to be taken from.
 
     Raises:
         UserError: see :class:`FileLabels`.
     """
-    if source is None:
-        return NoLabels()
-    if source == FOLDERS:
-        return FolderLabels(src, options)
-    return FileLabels(storage.normalise_uri(source), src, options, split_column)
+    names = [] if source is None else [source] if isinstance(source, str) else list(source)
+    loaded: list[Labels] = [
+        FileLabels(storage.normalise_uri(name), src, _options_for(name, src, options), split_column)
+        for name in names
+        if name != FOLDERS
+    ]
+    if FOLDERS in names:
+        loaded.insert(0, FolderLabels(src, options))
+    files = [one for one in loaded if isinstance(one, FileLabels) and one.found.corrections]
+    others = [one for one in loaded if one not in files]
+    if len(others) == 1 and not files:
+        return others[0]
+    return MergedLabels(others, files) if loaded else NoLabels()
 
 
-def _heads(uri: str, table: LabelTable) -> dict[str, bool]:
-    """Label columns, ``label`` first, and whether each is multi-label."""
-    columns = table.columns
-    if "path" not in columns and "uri" not in columns:
-        raise UserError(f"{uri} has neither a column `path` nor `uri`; its columns are {_quote(columns)}")
-    names = sorted((n for n in columns if is_label_column(n)), key=lambda n: (n != "label", n))
-    if not names:
-        raise UserError(f"{uri} has no column `label` (or `label_<head>`); its columns are {_quote(columns)}")
-    if not any(_text(cells.get(name)) for _, cells in table.rows for name in names):
-        raise UserError(f"{uri} has no labels: every cell of {_quote(names)} is empty")
-    return {"label": False} | {name: name in table.many or _is_split(uri, table, name) for name in names}
+def _options_for(name: str, src: str, options: StorageOptions) -> StorageOptions:
+    if not storage.is_remote(name):
+        return options
+    same = storage.is_remote(src) and src.split("/")[2] == name.split("/")[2]
+    return options if same else DEFAULT_OPTIONS
 
 
-def _is_split(uri: str, table: LabelTable, name: str) -> bool:
-    """Whether the cells of a column hold several labels each.
-
-    Raises:
-        UserError: one cell alone looks so, and may as well be a name with ``|`` in it.
-    """
-    cells = [(place, text) for place, row in table.rows if (text := _text(row.get(name)))]
-    several = [(place, text) for place, text in cells if SEPARATOR in text]
-    if len(several) == 1 and len(cells) > _FEW_CELLS:
-        place, text = several[0]
-        if not {part.strip() for part in text.split(SEPARATOR)} & {other for _, other in cells}:
-            raise UserError(
-                f"{uri}, {place}: {text!r} is the only cell of {name!r} with {SEPARATOR!r}, which parts "
-                f"labels\nwrite a label without it, or the labels of each video as lists in a Parquet file"
-            )
-    return bool(several)
-
-
-def _value(cell: Any, many: bool) -> Value:
-    if isinstance(cell, (list, tuple)):
-        return [composed(text) for text in map(_text, cell) if text]
-    text = _text(cell)
-    if text is None:
-        return None
-    return (
-        [part.strip() for part in composed(text).split(SEPARATOR) if part.strip()] if many else composed(text)
+def _merged(before: LabelRow, after: LabelRow) -> LabelRow:
+    """``after`` over ``before``, as far as it says anything."""
+    segments = list(before.segments)
+    for one in after.segments:
+        same = next((n for n, s in enumerate(segments) if _is_same_part(s, one, before)), None)
+        if same is None:
+            segments.append(one)
+        else:
+            segments[same] = replace(one, values=segments[same].values | _given(one.values))
+    return LabelRow(
+        before.values | _given(after.values),
+        after.group or before.group,
+        after.split or before.split,
+        before.named or after.named,
+        tuple(segments),
     )
 
 
-def _text(cell: Any) -> str | None:
-    """A cell as text; None for an empty one."""
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return None
-    return str(cell).strip() or None
+def _is_same_part(one: Segment, two: Segment, earlier: LabelRow) -> bool:
+    """The same part from the earlier source; two of one source that cover the same are two."""
+    known = any(one is segment for segment in earlier.segments)
+    return known and one.in_frames == two.in_frames and one.is_at(two.start_s, two.end_s)
 
 
-def _name(cell: Any) -> str | None:
-    """A cell that names a file, with the spaces that it begins or ends with; None for an empty one."""
-    return None if _text(cell) is None else str(cell)
-
-
-def _latin1(path: str) -> str:
-    """Bytes of file names that are no UTF-8, read as Latin-1, as those who wrote them did."""
-    return _ESCAPED_BYTE.sub(lambda found: chr(int(found[1], 16)), path) if "\\udc" in path else path
-
-
-def _plain(path: str) -> str:
-    text = unicodedata.normalize("NFC", path).replace("\\", "/").lstrip("/")
-    return posixpath.normpath(text)
-
-
-def _find_column(columns: list[str], name: str) -> str | None:
-    """The column called ``name``, failing that in another case."""
-    if name in columns:
-        return name
-    return next((column for column in columns if column.casefold() == name.casefold()), None)
-
-
-def _folder_below(base: str, src: str) -> str | None:
-    """``x/`` where ``src`` is ``base/x``: paths relative to the label file's folder begin with it."""
-    prefix = base.rstrip("/") + "/"
-    return src[len(prefix) :] + "/" if src.startswith(prefix) and src != prefix else None
-
-
-def _show(row: LabelRow) -> str:
-    known = {**row.values, "split": row.split, "group": row.group}
-    return ", ".join(f"{name}={value!r}" for name, value in known.items() if value is not None) or "nothing"
-
-
-def _quote(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names[:12]) or "none"
+def _given(values: dict[str, Value]) -> dict[str, Value]:
+    return {name: value for name, value in values.items() if value}

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pyarrow as pa
 
@@ -19,13 +18,12 @@ from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.labels import Labels
 from tubelet.corpus.manifest import key_of, schema_with
+from tubelet.corpus.parts import Row, packed
 from tubelet.corpus.splits import SplitRule
 from tubelet.storage import ObjectInfo, StorageOptions
 
 _BATCH_ROWS = 2000
-_COLUMNS = ("key", "segment", "uri", "path", "etag", "size", "split", "group")
-
-Row = dict[str, Any]
+_COLUMNS = ("key", "segment", "uri", "path", "etag", "size", "split", "group", "corrected_at")
 
 
 class RowFile:
@@ -95,7 +93,7 @@ class Listing:
     def add(self, row: Row) -> None:
         """One more object."""
         self.objects += 1
-        self.labelled += any(row[head] for head in self.heads)
+        self.labelled += row["segments"] is not None or any(row[head] for head in self.heads)
         if row["split"] is not None:
             self.by_split[row["split"]] += 1
         self._rows.add(row)
@@ -160,7 +158,7 @@ def list_corpus(
 def _schema(labels: Labels) -> pa.Schema:
     full = schema_with(labels.heads)
     columns = [full.field(name) for name in full.names if name in _COLUMNS or name in labels.heads]
-    return pa.schema([*columns, pa.field("named", pa.bool_())])
+    return pa.schema([*columns, pa.field("named", pa.bool_()), pa.field("segments", pa.string())])
 
 
 def _row(info: ObjectInfo, labels: Labels, split: SplitRule) -> Row:
@@ -176,7 +174,9 @@ def _row(info: ObjectInfo, labels: Labels, split: SplitRule) -> Row:
         **{head: known.values.get(head) for head in labels.heads},
         "split": assigned.split,
         "group": assigned.group,
+        "corrected_at": known.corrected_at,
         "named": known.named,
+        "segments": packed(known.segments),
     }
 
 

@@ -64,6 +64,8 @@ _AFTER_LABELS = [
     ("keyframes_s", pa.list_(pa.float64())),
     ("clip_start_s", pa.float64()),
     ("clip_end_s", pa.float64()),
+    # When a person corrected the labels, in UTC; null: these are as they were found.
+    ("corrected_at", pa.timestamp("us")),
     # In UTC, but without a zone: DuckDB's Python client cannot fetch zoned times unless pytz is there.
     ("indexed_at", pa.timestamp("us")),
 ]

@@ -37,6 +37,8 @@ class IndexTally:
         ok, errors, not_video: rows by status.
         to_retry: errors that the next update tries again.
         probed: objects that were opened.
+        segments: labelled parts of videos.
+        left_out: clips that a correction without a label keeps out of training.
         labelled: videos, usable or not, that have a label in some head.
         by_split: these by split.
         reasons: errors by code.
@@ -44,6 +46,7 @@ class IndexTally:
 
     def __init__(self, src: str, max_error_rate: float) -> None:
         self.ok = self.errors = self.not_video = self.to_retry = self.probed = self.labelled = 0
+        self.segments = self.left_out = 0
         self.by_split: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self._src = src
@@ -91,13 +94,18 @@ class IndexTally:
                 "this is not the videos' fault: check the network and the right to read, then run this again"
             )
 
-    def count(self, row: dict[str, Any], heads: list[str]) -> None:
-        """A row is final for this run."""
+    def count(self, row: dict[str, Any], parts: list[dict[str, Any]], heads: list[str]) -> None:
+        """An object is final for this run; ``parts`` are its rows."""
         status, code = row["status"], row["error_code"]
         if status == Status.NOT_VIDEO:
             self.not_video += 1
             return
-        self.labelled += any(row[head] for head in heads)
+        live = [part for part in parts if part["status"] != Status.GONE]
+        self.labelled += any(part[head] for part in live for head in heads)
+        self.segments += sum(bool(part["segment"]) for part in live)
+        self.left_out += sum(
+            part["corrected_at"] is not None and not any(part[head] for head in heads) for part in live
+        )
         if row["split"] is not None:
             self.by_split[row["split"]] += 1
         if status == Status.OK:

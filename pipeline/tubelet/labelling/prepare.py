@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from tubelet import storage
+from tubelet.config import UserError
 from tubelet.corpus.manifest import ManifestSlices
 from tubelet.corpus.probing import Prober, default_workers
 from tubelet.inference.output import OutputFiles, check_or_init_output
@@ -16,7 +20,7 @@ from tubelet.inference.sink import PredictionSink
 from tubelet.inference.source import NOT_NEEDED, fingerprint_of, manifest_of
 from tubelet.labelling.config import LabelConfig
 from tubelet.storage.pinned import retry_if_changed
-from tubelet.video import Limits
+from tubelet.video import Limits, Status
 
 
 @dataclass
@@ -61,6 +65,8 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
     def planned() -> Prepared:
         manifest = ManifestSlices.open(source, without=NOT_NEEDED, options=options)
         found = fingerprint_of(manifest, config.source)
+        if config.windows is not None:
+            refuse_segments(manifest)
         sinks = []
         for bundle, files in zip(models.bundles, outputs, strict=True):
             check_or_init_output(files, config.describe_output(bundle), new_version=config.new_version)
@@ -79,3 +85,19 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
         return Prepared(models, sampling, answers, root, sinks, plan, found)
 
     return retry_if_changed(planned)
+
+
+def refuse_segments(manifest: Iterable[pa.Table]) -> None:
+    """Segments are the windows of their video.
+
+    Raises:
+        UserError: there are some.
+    """
+    for rows in manifest:
+        clips = pc.or_(pc.is_valid(rows["clip_start_s"]), pc.is_valid(rows["clip_end_s"]))
+        live = pc.not_equal(rows["status"], str(Status.GONE))
+        if pc.any(pc.and_(live, pc.or_(clips, pc.not_equal(rows["segment"], 0)))).as_py():
+            raise UserError(
+                "the manifest has segments, and each gets a row of its own\n"
+                "leave --window out, or label a manifest without segments"
+            )

@@ -1,0 +1,119 @@
+"""Rows that were written before, on local disk, found again by the digest of their key.
+
+Memory is 16 bytes per row, whatever the rows hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tubelet.corpus.digests import digests
+
+Ints = npt.NDArray[np.int64]
+
+_BATCH_ROWS = 2000
+# Batches of the file that are kept in memory: rows are asked for nearly in the order of the file.
+_CACHED = 8
+
+
+class KnownRows:
+    """Tables of one schema: all added, then looked up."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._writer: pa.ipc.RecordBatchFileWriter | None = None
+        self._source: pa.OSFile | None = None
+        self._reader: pa.ipc.RecordBatchFileReader | None = None
+        self._cache: OrderedDict[int, pa.RecordBatch] = OrderedDict()
+        self._firsts: list[int] = []
+        self._parts: list[npt.NDArray[np.uint64]] = []
+        self._order: Ints = np.zeros(0, np.int64)
+        self._sorted: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
+        self.schema: pa.Schema | None = None
+        self.rows = 0
+
+    def add(self, table: pa.Table) -> None:
+        """More rows, with a column ``key``."""
+        for batch in table.combine_chunks().to_batches(max_chunksize=_BATCH_ROWS):
+            if self._writer is None:
+                self.schema = batch.schema
+                self._writer = pa.ipc.new_file(str(self._file), batch.schema)
+            self._writer.write_batch(batch)
+            self._firsts.append(self.rows)
+            self._parts.append(digests(batch.column("key").to_pylist()))
+            self.rows += batch.num_rows
+
+    def close(self) -> None:
+        """No more rows; they can be looked up from here on."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            self._source = pa.OSFile(str(self._file))
+            self._reader = pa.ipc.open_file(self._source)
+            every = np.concatenate(self._parts)
+            self._order = np.argsort(every, kind="stable").astype(np.int64)
+            self._sorted = every[self._order]
+            self._parts = []
+
+    def find(self, keys: Sequence[str]) -> tuple[Ints, Ints]:
+        """Where the rows of each key are: first and one past the last place for :meth:`rows_at`."""
+        wanted = digests(keys)
+        first = np.searchsorted(self._sorted, wanted, "left")
+        return first.astype(np.int64), np.searchsorted(self._sorted, wanted, "right").astype(np.int64)
+
+    def rows_at(self, places: Ints) -> Ints:
+        """The numbers of the rows at ``places``; the rows of one key come in the order they were added."""
+        return self._order[places]
+
+    def take(
+        self, numbers: Sequence[int] | Ints, columns: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The rows with these numbers, in this order."""
+        wanted: Ints = np.asarray(numbers, np.int64)
+        found: list[dict[str, Any]] = [{} for _ in wanted]
+        if not len(wanted):
+            return found
+        batches = np.searchsorted(self._firsts, wanted, "right") - 1
+        for number in np.unique(batches):
+            here = np.flatnonzero(batches == number)
+            batch = self._batch(int(number))
+            rows = batch.take(pa.array(wanted[here] - self._firsts[number]))
+            if columns is not None:
+                rows = rows.select(list(columns))
+            for place, row in zip(here.tolist(), rows.to_pylist(), strict=True):
+                found[place] = row
+        return found
+
+    def tables(self) -> list[int]:
+        """The numbers of the batches, for :meth:`table`."""
+        return list(range(len(self._firsts)))
+
+    def table(self, number: int) -> tuple[Ints, pa.Table]:
+        """The numbers of a batch's rows, and the rows."""
+        batch = self._batch(number)
+        first = self._firsts[number]
+        return np.arange(first, first + batch.num_rows), pa.Table.from_batches([batch])
+
+    def _batch(self, number: int) -> pa.RecordBatch:
+        if number not in self._cache:
+            assert self._reader is not None
+            self._cache[number] = self._reader.get_batch(number)
+            if len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(number)
+        return self._cache[number]
+
+
+def same_time(one: float | None, two: float | None) -> bool:
+    """Equal to the millisecond, or both unknown."""
+    if one is None or two is None:
+        return one is two
+    return math.isclose(one, two, abs_tol=1e-3)
