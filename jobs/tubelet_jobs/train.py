@@ -45,6 +45,7 @@ def command(config: TrainOptions) -> None:
     interrupted goes on where its newest checkpoint is: the same command with --resume.
     """
     from tubelet.storage.lock import OutputLock
+    from tubelet.tracking import Tracker
     from tubelet.training.prepare import leaves_no_false_start, prepare
 
     prepared = prepare(config.request())
@@ -52,6 +53,7 @@ def command(config: TrainOptions) -> None:
     if config.dry_run:
         print_summary({"dry_run": True, "steps": prepared.total_steps, "videos": len(prepared.examples)})
         return
+    Tracker.check(config.tracking_uri, config.experiment)
     lock = OutputLock(config.out, job="tubelet train", options=config.options)
     with lock, leaves_no_false_start(prepared):
         from tubelet.training import fit as fit_module

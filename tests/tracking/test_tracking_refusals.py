@@ -46,6 +46,11 @@ def test_a_deleted_experiment_is_refused_at_the_start(database: str) -> None:
         start(database, "deleted")
     assert f"`mlflow experiments restore --experiment-id {identity}`" in str(caught.value)
     assert list(_spool_root().iterdir()) == []
+    with pytest.raises(UserError, match=r"'deleted' at .* is deleted\n.*--experiment"):
+        Tracker.check(database, "deleted")
+    Tracker.check(database, "never seen")
+    assert mlflow.MlflowClient(database).get_experiment_by_name("never seen") is None, "a look makes nothing"
+    Tracker.check("http://127.0.0.1:9", "x", wait_s=0.1)  # nobody there: that is no refusal
 
 
 def test_a_run_of_a_deleted_experiment_goes_on_in_another(database: str) -> None:

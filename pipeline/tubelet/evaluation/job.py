@@ -55,6 +55,7 @@ class EvaluateJob:
         Raises:
             UserError: too many videos failed.
         """
+        Tracker.check(self.config.tracking_uri, self.config.experiment)
         start_ray()
         with self._start_tracker() as tracker:
             started_s = time.monotonic()

@@ -20,6 +20,7 @@ from tubelet.labelling.intervals import INTERVAL_COLUMNS, intervals_table
 from tubelet.labelling.prepare import Prepared, prepare
 from tubelet.labelling.report import Report, Summary, Tally, summarise
 from tubelet.storage.lock import OutputLock
+from tubelet.tracking import Tracker
 from tubelet.video import ErrorCode
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class LabelJob:
         with OutputLock(self.out, job="tubelet label", options=self.options) as lock:
             prepared = prepare(self.config, lock.check)
             if prepared.plan.work:
+                Tracker.check(self.config.tracking_uri, self.config.experiment)
                 start_ray()
                 summary = Run(self.config, prepared, make_page).go()
             else:

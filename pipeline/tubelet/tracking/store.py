@@ -91,6 +91,21 @@ class RunStore:
             self.on_open()
             return self.run_id
 
+    def check(self) -> None:
+        """Look whether the experiment takes runs; makes neither it nor a run.
+
+        Raises:
+            UserError: as :meth:`open`.
+        """
+        try:
+            self.client = client_for(self.uri)
+            self._experiment()
+        except Exception as error:
+            reason = explained(error, self.uri)
+            if reason is None:
+                raise
+            raise reason from error
+
     def healthy(self) -> bool:
         """Whether the server answers."""
         try:

@@ -101,6 +101,21 @@ class Tracker:
         atexit.register(tracker._at_exit)
         return tracker
 
+    @staticmethod
+    def check(uri: str | None, experiment: str, wait_s: float = 15.0) -> None:
+        """Look whether :meth:`start` would be refused, before anything else is started; makes no run.
+
+        A server that does not answer within ``wait_s`` is no error.
+
+        Raises:
+            UserError: as :meth:`start`.
+        """
+        store = RunStore(registry.check_uri(uri), experiment, "", key="", owner="")
+        refusals: list[UserError] = []
+        _attempt(store.check, refusals, wait_s)
+        if refusals:
+            raise refusals[0]
+
     @property
     def run_id(self) -> str:
         """What to store for a resume: MLflow's run id or, before first contact, a key that leads to it."""
@@ -221,18 +236,7 @@ class Tracker:
             UserError: a person has to do something.
         """
         refusals: list[UserError] = []
-
-        def attempt() -> None:
-            try:
-                self._store.open()
-            except UserError as error:
-                refusals.append(error)
-            except Exception:
-                logger.debug("MLflow does not answer yet", exc_info=True)
-
-        thread = threading.Thread(target=attempt, name="mlflow-connect", daemon=True)
-        thread.start()
-        thread.join(wait_s)
+        _attempt(self._store.open, refusals, wait_s)
         if refusals:
             raise refusals[0]
 
@@ -277,6 +281,22 @@ class Tracker:
 
     def _at_exit(self) -> None:
         self.finish("FAILED", wait_s=10)
+
+
+def _attempt(connect: Callable[[], object], refusals: list[UserError], wait_s: float) -> None:
+    """Call ``connect`` in the background, for up to ``wait_s``; what a person has to mend is a refusal."""
+
+    def attempt() -> None:
+        try:
+            connect()
+        except UserError as error:
+            refusals.append(error)
+        except Exception:
+            logger.debug("MLflow does not answer yet", exc_info=True)
+
+    thread = threading.Thread(target=attempt, name="mlflow-connect", daemon=True)
+    thread.start()
+    thread.join(wait_s)
 
 
 def metric_name(name: str) -> str:
