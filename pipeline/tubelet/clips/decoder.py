@@ -56,6 +56,8 @@ class ClipDecoder:
         specs: the clips to cut, one or several.
         views: temporal clips x spatial crops of each.
         train: cut training clips instead; then there is one spec.
+        draws: with ``train``: so many training clips of each row, those of epochs 0 to ``draws - 1``, and its
+            ``views`` after them, all in one pass: V is ``draws`` and the number of views.
         seed: of their draws.
         storage: how to reach the videos.
         limits: what one video may cost.
@@ -67,6 +69,7 @@ class ClipDecoder:
         *,
         views: tuple[int, int] = (1, 1),
         train: TrainCrop | None = None,
+        draws: int = 0,
         seed: int = 0,
         storage: StorageOptions | None = None,
         limits: Limits | None = None,
@@ -74,8 +77,8 @@ class ClipDecoder:
         self._specs = (specs,) if isinstance(specs, ClipSpec) else tuple(specs)
         if train is not None and len(self._specs) != 1:
             raise ValueError(f"training clips are of one spec, given {len(self._specs)}")
-        self._train, self._seed = train, seed
-        self._per_spec = 1 if train else views[0] * views[1]
+        self._train, self._seed, self._draws = train, seed, draws
+        self._per_spec = draws + views[0] * views[1] if draws or not train else 1
         self._views = [view for spec in self._specs for view in spec.test_views(*views)]
         self._storage = storage or StorageOptions()
         self._sandbox = Sandbox(limits or Limits())
@@ -105,8 +108,9 @@ class ClipDecoder:
             seconds[i] = time.monotonic() - started_s
         out: Batch = dict(batch)
         for s in range(len(self._specs)):
-            out[numbered("tubelets", s)] = tubelets[s][:, 0] if self._train else tubelets[s]
-            out[numbered("clip_times_s", s)] = times[s][:, 0] if self._train else times[s]
+            one = self._train is not None and not self._draws
+            out[numbered("tubelets", s)] = tubelets[s][:, 0] if one else tubelets[s]
+            out[numbered("clip_times_s", s)] = times[s][:, 0] if one else times[s]
         out |= {"error_code": codes, "error": errors, "failed": failed, "decode_s": seconds}
         if "weight" in batch:
             out["weight"] = np.where(failed, 0.0, batch["weight"]).astype(np.float32)
@@ -147,6 +151,10 @@ class ClipDecoder:
     def _views_of(self, row: Mapping[str, Any]) -> Sequence[View]:
         if self._train is None:
             return self._views
+        if self._draws:
+            key, spec = str(row["key"]), self._specs[0]
+            draws = [generator(self._seed, epoch, key, 0) for epoch in range(self._draws)]
+            return [*(self._train.view(spec, draw) for draw in draws), *self._views]
         if row.get("view", -1) >= 0:
             return [self._views[int(row["view"])]]
         names = (self._seed, int(row["epoch"]), str(row["key"]), int(row.get("repeat", 0)))
