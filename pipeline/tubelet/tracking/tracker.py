@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,6 +43,7 @@ class Tracker:
     def __init__(self, store: RunStore, spool: Spool, watchdog: subprocess.Popen[str] | None) -> None:
         self._store, self._spool, self._watchdog = store, spool, watchdog
         self._files = 0
+        self._tables: list[dict[str, str]] = []
         self._finished = False
         self._model_id: str | None = None
         self._sampler: SystemSampler | None = None
@@ -146,6 +147,14 @@ class Tracker:
     def log_text(self, text: str, name: str) -> None:
         """Store ``text`` as the artifact ``name`` (folders with ``/``)."""
         self._log_artifact(name, lambda path: path.write_text(text, "utf-8"))
+
+    def log_table(self, rows: Sequence[Mapping[str, object]], name: str) -> None:
+        """Store rows of the same columns as the artifact ``name`` (.json), which MLflow shows as a table."""
+        columns = list(rows[0]) if rows else []
+        table = {"columns": columns, "data": [[row[column] for column in columns] for row in rows]}
+        self.log_text(json.dumps(table), name)
+        self._tables.append({"path": name, "type": "table"})
+        self.set_tags({"mlflow.loggedArtifacts": json.dumps(self._tables)})
 
     def log_file(self, source: str | Path, name: str | None = None) -> None:
         """Store a copy of a local file as the artifact ``name`` (default: its own name)."""
