@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from typing import Annotated
 
 from tubelet.config import Option
@@ -17,8 +18,8 @@ from tubelet_jobs.stopping import StoppedError
 class NamedRecipe(TrainSettings):
     """A training run whose recipe is named, with overrides."""
 
-    recipe: Annotated[str, Option(metavar="NAME|FILE")] = "tiny"
-    """Name of a recipe, or a YAML file."""
+    recipe: Annotated[str | None, Option(metavar="NAME|FILE")] = None
+    """Name of a recipe, or a YAML file (default: tiny; with --init and few labels: frozen)."""
     overrides: Annotated[tuple[str, ...], Option(argument=True, metavar="key=value")] = ()
     """Settings of the recipe, such as max_steps=200."""
 
@@ -29,7 +30,22 @@ class NamedRecipe(TrainSettings):
             UserError: no such recipe, or a setting that it refuses.
         """
         settings = {name: getattr(self, name) for name in TrainSettings.model_fields}
-        return Request(recipe=load_recipe(self.recipe, self.overrides), **settings)
+        recipe = load_recipe(self.recipe or self._default(), self.overrides)
+        scratch = load_recipe("tiny") if recipe.selection is not None else None
+        return Request(recipe=recipe, scratch=scratch, **settings)
+
+    def _default(self) -> str:
+        """The recipe of a run that names none: one that fits few labels where there are weights to freeze."""
+        from tubelet.training.default import few_labels
+
+        if self.init is None:
+            return "tiny"
+        frozen = load_recipe("frozen", self.overrides)
+        found = few_labels(frozen, self)
+        if found is None:
+            return "tiny"
+        say(found)
+        return "frozen"
 
 
 class TrainOptions(DryRunOption, RayOptions, NamedRecipe):
@@ -42,7 +58,8 @@ def command(config: TrainOptions) -> None:
     Example: tubelet train --recipe tiny --manifest s3://bucket/manifest --out s3://bucket/run1 max_steps=200
 
     The output holds model.safetensors, written last, and checkpoints/step-…/ on the way there. A run that was
-    interrupted goes on where its newest checkpoint is: the same command with --resume.
+    interrupted goes on where its newest checkpoint is: the same command with --resume. With --init and under
+    2000 labelled clips (few=2000) the recipe is frozen: a head on frozen features, cross-validated.
     """
     from tubelet.storage.lock import OutputLock
     from tubelet.tracking import Tracker
@@ -51,7 +68,8 @@ def command(config: TrainOptions) -> None:
     prepared = prepare(config.request())
     say(prepared.plan_text())
     if config.dry_run:
-        print_summary({"dry_run": True, "steps": prepared.total_steps, "videos": len(prepared.examples)})
+        steps = 0 if prepared.request.recipe.selection else prepared.total_steps
+        print_summary({"dry_run": True, "steps": steps, "videos": len(prepared.examples)})
         return
     Tracker.check(config.tracking_uri, config.experiment)
     lock = OutputLock(config.out, job="tubelet train", options=config.options)
@@ -62,10 +80,19 @@ def command(config: TrainOptions) -> None:
         report = initial_model(prepared)
         if report:
             say(report)
-        # Logical CPUs: fewer than four cannot hold ranks, planning and decoding at once.
-        connect_ray(config.ray_address, num_cpus=max(4, os.cpu_count() or 1))
         try:
-            summary = fit_module.fit(prepared, report, lock)
+            if prepared.request.recipe.selection is not None:
+                from tubelet.training.few.job import fit_few
+
+                summary = fit_few(prepared, report, partial(_start_ray, config), say, lock)
+            else:
+                _start_ray(config)
+                summary = fit_module.fit(prepared, report, lock)
         except fit_module.StoppedError as stop:
             raise StoppedError(signal.Signals[stop.reason], str(stop)) from None
     print_summary(summary)
+
+
+def _start_ray(config: TrainOptions) -> None:
+    # Logical CPUs: fewer than four cannot hold ranks, planning and decoding at once.
+    connect_ray(config.ray_address, num_cpus=max(4, os.cpu_count() or 1))

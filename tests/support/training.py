@@ -54,18 +54,25 @@ def moving_square(direction: int, start: int, frames: int = 16, side: int = 48) 
 
 
 def write_corpus(
-    folder: Path, splits: Mapping[str, int], *, broken: Sequence[int] = (), codec: str = "libx264"
+    folder: Path,
+    splits: Mapping[str, int],
+    *,
+    broken: Sequence[int] = (),
+    codec: str = "libx264",
+    shaded: bool = False,
 ) -> str:
     """``splits``: videos of each split, half of them 'left', half 'right'; returns the manifest's path.
 
     ``broken``: which of the training videos are bytes that no decoder can read although the manifest says ok.
+    ``shaded``: the picture is darker where the square goes left, so that a single frame tells the class.
     """
     rows: list[dict[str, Any]] = []
     for split, count in splits.items():
         for i in range(count):
             label, direction = [("left", -1), ("right", 1)][i % 2]
             path = folder / "videos" / split / f"{label} {i:02d}.mp4"
-            write_video(path, moving_square(direction, 5 * i), codec)
+            frames = moving_square(direction, 5 * i)
+            write_video(path, frames // 2 if shaded and direction < 0 else frames, codec)
             if split == "train" and i in broken:
                 path.write_bytes(b"\x00" * 512)
             rows.append(_row(path, folder / "videos", label, split))

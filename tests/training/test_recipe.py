@@ -8,20 +8,24 @@ import pytest
 import torch
 import yaml
 from tubelet.config import UserError
+from tubelet.training.initial import Init
 from tubelet.training.prepare import model_config
 from tubelet.training.recipe import Recipe
 from tubelet.training.schedule import Schedule
-from tubelet.vivit import ViViT
+from tubelet.vivit import ViViT, ViViTConfig, read_pretrained
 from tubelet_jobs.recipes import RECIPES, load_recipe, recipe_names
 
-PAPER = [name for name in recipe_names() if not name.startswith("tiny")]
+# What a recipe that takes its size from weights is built on.
+IMAGE = ViViTConfig.preset("s-14x1-average", classes=2, frames=2, height=28, width=28, layers=1)
+PAPER = [name for name in recipe_names() if not name.startswith(("tiny", "frozen"))]
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipe_builds_its_model(name: str) -> None:
     recipe = load_recipe(name)
     labels = {head: ["a", "b", "c"] for head in recipe.head_columns}
-    config = model_config(recipe, labels)
+    init = Init("an image model", read_pretrained(ViViT(IMAGE))) if name == "frozen" else None
+    config = model_config(recipe, labels, init)
     with torch.device("meta"):
         model = ViViT(config)
     assert config.label_heads == dict.fromkeys(recipe.head_columns, 3)

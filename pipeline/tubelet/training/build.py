@@ -56,7 +56,7 @@ def _fill(model: ViViT, prepared: Prepared) -> str:
     return str(report)
 
 
-def _metadata(prepared: Prepared) -> dict[str, Any]:
+def metadata_of(prepared: Prepared) -> dict[str, Any]:
     """What every model file of the run says of its origin."""
     return {
         "recipe": prepared.request.recipe.model_dump(mode="json"),
@@ -129,6 +129,6 @@ def make_job(prepared: Prepared, resources: Resources, queue: Any, claim: Claim 
         feed=feed,
         initial=storage.join(request.out, INITIAL),
         events=queue,
-        metadata=_metadata(prepared),
+        metadata=metadata_of(prepared),
         watch_nodes=len(ray.nodes()) > 1,
     )

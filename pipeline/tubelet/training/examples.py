@@ -18,6 +18,9 @@ from tubelet.corpus.selection import class_names, select
 
 Targets = dict[str, npt.NDArray[Any]]
 
+# What a choice among models needs to know of a video, besides what the decode stage does.
+ABOUT = ("key", "segment", "etag", "uri", "group", "frames", "width", "height")
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -25,13 +28,15 @@ class Examples:
 
     ``table`` has the columns that the decode stage needs. ``targets`` are, for each head, int64 ``(n,)``
     class numbers, or uint8 ``(n, classes)`` where an example has several labels. ``labels``: the names of
-    each head's classes. ``fingerprint`` names the content of these rows.
+    each head's classes. ``fingerprint`` names the content of these rows. ``about``: what else the manifest
+    says of them (:data:`ABOUT`).
     """
 
     table: pa.Table
     targets: Targets
     labels: dict[str, list[str]]
     fingerprint: str
+    about: pa.Table
 
     def __len__(self) -> int:
         return len(self.table)
@@ -63,7 +68,8 @@ def load_examples(
         for head, column in head_columns.items()
     }
     targets = {head: _targets(rows[column], own[head], multilabel) for head, column in head_columns.items()}
-    return Examples(rows.select(REFERENCE).combine_chunks(), targets, own, fingerprint(rows))
+    reference, about = (rows.select(names).combine_chunks() for names in (REFERENCE, ABOUT))
+    return Examples(reference, targets, own, fingerprint(rows), about)
 
 
 def _of_classes(rows: pa.Table, column: str, names: list[str]) -> pa.Table:

@@ -70,13 +70,19 @@ class Progress:
     timed_steps: int = 0
 
 
-def fit(prepared: Prepared, init_report: str = "", lock: OutputLock | None = None) -> dict[str, Any]:
+def fit(
+    prepared: Prepared,
+    init_report: str = "",
+    lock: OutputLock | None = None,
+    tracker: Tracker | None = None,
+) -> dict[str, Any]:
     """Run a prepared training to its end on the Ray that is connected; returns the summary.
 
     Args:
         prepared: what to train.
         init_report: what :func:`tubelet.training.build.initial_model` said.
         lock: what the job holds its output by.
+        tracker: of a run that has begun and is on record; it is finished here.
 
     Raises:
         StoppedError: SIGTERM or SIGINT came; a checkpoint was saved.
@@ -85,9 +91,10 @@ def fit(prepared: Prepared, init_report: str = "", lock: OutputLock | None = Non
     """
     started_s = time.monotonic()
     resources = plan_resources(prepared.request.recipe)
-    tracker = _start_tracker(prepared)
+    begun, tracker = tracker is not None, tracker or start_tracker(prepared)
     try:
-        write_record(prepared, tracker.run_id)
+        if not begun:
+            write_record(prepared, tracker.run_id)
         if init_report:
             tracker.log_text(init_report, "init.txt")
         progress = _train(prepared, resources, tracker, lock)
@@ -109,7 +116,8 @@ def fit(prepared: Prepared, init_report: str = "", lock: OutputLock | None = Non
 # ---- before
 
 
-def _start_tracker(prepared: Prepared) -> Tracker:
+def start_tracker(prepared: Prepared) -> Tracker:
+    """The MLflow run of this training: a new one, or that of the run that it goes on with."""
     request, record = prepared.request, prepared.record or {}
     name = request.name or storage.name_of(request.out)
     tags = {

@@ -65,6 +65,12 @@ class Init:
         names = ("pooled_width", "pre_logits", "temporal_pool")
         return theirs is not None and all(getattr(ours, name) == getattr(theirs, name) for name in names)
 
+    @property
+    def embeds_frames(self) -> bool:
+        """Whether its embedding takes single frames, as that of an image model does."""
+        tubelet = self.source.fields.get("tubelet")
+        return tubelet is not None and tubelet[0] == 1 and (self.source.grid or (1, 0, 0))[0] == 1
+
     def fields(self, variant: str, *, size: bool) -> dict[str, Any]:
         """Model fields that follow the source: what its weights mean and, with ``size``, its dimensions."""
         return self.source.settings(variant) | (self.source.size() if size else {})

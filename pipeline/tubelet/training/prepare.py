@@ -66,14 +66,34 @@ class Prepared:
                 if split in self.split_sizes()
                 else f"no labelled videos in split {split!r}"
             )
-            lines.append(f"{why}: the run is not validated, and no step is called best")
+            judged = (
+                "figures are those of cross-validation"
+                if recipe.selection is not None
+                else "the run is not validated, and no step is called best"
+            )
+            lines.append(f"{why}: {judged}")
+        if recipe.selection is not None:
+            line = self._selection_line(classes)
+            return "\n".join([line, f"labelled videos per split: {self._sizes_text()}", *lines])
         line = (
             f"train {recipe.model} on {len(self.examples)} videos ({classes}), clips {self.spec.sampling}: "
             f"{self.total_steps} steps of {recipe.batch} clips on {recipe.workers} ranks, "
             f"{self.total_steps * recipe.batch / len(self.examples):.1f} epochs; output {self.request.out}"
         )
-        splits = ", ".join(f"{name} {count}" for name, count in self.split_sizes().items())
-        return "\n".join([line, f"labelled videos per split: {splits}", *lines])
+        return "\n".join([line, f"labelled videos per split: {self._sizes_text()}", *lines])
+
+    def _selection_line(self, classes: str) -> str:
+        """What a choice among heads would do."""
+        settings = self.request.recipe.selection
+        assert settings is not None
+        return (
+            f"choose a head for {len(self.examples)} videos ({classes}) on frozen features of "
+            f"{self.request.init}, clips {self.spec.sampling}, by cross-validation on the training split: "
+            f"{settings.folds} folds, {settings.repeats} times; output {self.request.out}"
+        )
+
+    def _sizes_text(self) -> str:
+        return ", ".join(f"{name} {count}" for name, count in self.split_sizes().items())
 
     def split_sizes(self) -> dict[str, int]:
         """Labelled videos of each split of the manifest that can be used, the largest first."""
@@ -169,12 +189,32 @@ def model_config(recipe: Recipe, labels: dict[str, list[str]], init: Init | None
     if init is not None:
         variant = recipe.model if variant_alone else recipe.model.split("-lt")[0].rpartition("-")[2]
         fields = init.fields(variant, size=variant_alone) | fields
+        if recipe.selection is not None:
+            fields |= _frame_fields(init)
     try:
         if variant_alone:
             return ViViTConfig.from_dict({"variant": recipe.model, **fields, **recipe.model_options})
         return ViViTConfig.preset(recipe.model, **{**fields, **recipe.model_options})
     except (ValueError, TypeError) as error:
         raise UserError(f"model={recipe.model}: {error}") from error
+
+
+def _frame_fields(init: Init) -> dict[str, Any]:
+    """What a frozen encoder gives of a frame: class token and patches where it has both.
+
+    Raises:
+        UserError: the source sees several frames at once.
+    """
+    source = init.source.fields
+    if not init.embeds_frames:
+        raise UserError(
+            f"--init {init.name} sees several frames at once, frozen features are those of single frames: "
+            "give weights of an image ViT, or another --recipe"
+        )
+    has_cls = source.get("class_token") or source.get("classifier") in ("token", "token_gap")
+    if source.get("classifier") == "map" and not has_cls:
+        return {}
+    return {"classifier": "token_gap" if has_cls else "gap", "fc_norm": False}
 
 
 def read_record(out: str, options: StorageOptions) -> dict[str, Any] | None:
@@ -216,7 +256,8 @@ def leaves_no_false_start(prepared: Prepared) -> Iterator[None]:
         if not request.resume and not store.steps():
             # The store may be what failed; the error to show is the first one.
             with suppress(Exception):
-                storage.delete_tree(storage.join(request.out, "_train"), request.options)
+                for name in ("_train", "_few", "_oof"):
+                    storage.delete_tree(storage.join(request.out, name), request.options)
                 store.withdraw_after(-1)
         raise
 

@@ -134,8 +134,28 @@ class EvaluationSettings(Settings):
         return value
 
 
+class SelectionSettings(Settings):
+    """How a head on frozen features is chosen: by cross-validation on the training split alone.
+
+    The grids were fixed by cross-validation on two small sets (see the recipe ``frozen``).
+    """
+
+    folds: Annotated[int, Field(ge=2)] = 5
+    repeats: Count = 3  # of the folds, drawn anew, for linear heads; the others take the first
+    strengths: tuple[Positive, ...] = (0.001, 0.01, 0.1)  # C of the linear heads
+    # Of Model 2's temporal transformer; the next is tried as long as the last layer has helped.
+    temporal_layers: tuple[Count, ...] = (1, 2, 3, 4)
+    probe_epochs: Whole = 15  # of attention pooling and temporal transformers; 0: linear heads alone
+    # Seconds for a small ViViT from scratch, on all folds together; 0: none. It counts apart from the rest.
+    scratch_s: NonNegative = 600.0
+    scratch_steps: Count = 400  # at most; fewer where scratch_s asks for it
+    # Fine-tuning everything is one more candidate. null: where there is a GPU.
+    finetune: bool | None = None
+    finetune_steps: Count = 100
+
+
 class Recipe(Settings):
-    """All settings of a training run. ``max_steps`` or ``epochs`` must be given."""
+    """All settings of a training run. ``max_steps``, ``epochs`` or ``selection`` must be given."""
 
     # Model
     model: str = "b-16x2-model1"
@@ -145,6 +165,10 @@ class Recipe(Settings):
     # What keeps its first weights. spatial: Model 2's encoder of the frames; its temporal transformer and the
     # head learn. backbone: all but the head. last:K: all but the last K layers and the head.
     freeze: str = "none"
+    # Choose a head on frozen features instead of training by steps; null: train by steps.
+    selection: SelectionSettings | None = None
+    # Under so many labelled clips, `--init` without `--recipe` means the recipe `frozen`.
+    few: Whole = 2000
 
     # Clip
     frames: Count = 32
@@ -207,7 +231,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.max_steps is None and self.epochs is None:
+        if self.max_steps is None and self.epochs is None and self.selection is None:
             raise ValueError("max_steps or epochs must be set")
         if self.fps is not None and "stride" in self.model_fields_set and self.stride is not None:
             raise ValueError("stride and fps exclude each other: set one of them to null")

@@ -20,6 +20,8 @@ class TrainSettings(Settings):
     """Weights to start from."""
     resume: Annotated[bool, Option()] = False
     """Go on at the newest checkpoint in --out."""
+    features: Annotated[str | None, Option()] = None
+    """Where features of frames are kept, with a recipe such as frozen (default: beside the manifest)."""
     experiment: Annotated[str, Option()] = "tubelet"
     """MLflow experiment."""
     tracking_uri: Annotated[str | None, Option(envvar="MLFLOW_TRACKING_URI")] = None
@@ -32,5 +34,7 @@ class Request(TrainSettings):
     """A whole request: the settings and the recipe."""
 
     recipe: Recipe
+    scratch: Recipe | None = None
+    """Of the small ViViT from scratch that a selection compares its heads with; None: none."""
     name: str | None = None
     """Of the MLflow run (default: the last part of ``out``)."""
