@@ -19,8 +19,14 @@ def command(config: EvaluateOptions) -> None:
     predictions table and a page of the worst mistakes. --ablate tells how much the model lives on motion:
     what is left when each clip's frames are shuffled, or one of them stands still.
 
+    --learning-curve does not look at the split: heads on frozen features are fitted on 5, 10, 20, 50 … labels
+    per class of the training split, and scored on groups of it that they were not fitted on.
+
     Example: tubelet evaluate --model s3://bucket/run1 --manifest s3://bucket/manifest --views 4x3
     """
+    if config.learning_curve:
+        _learning_curve(config)
+        return
     from tubelet.evaluation.job import EvaluateJob
     from tubelet.evaluation.output import lines
 
@@ -32,5 +38,19 @@ def command(config: EvaluateOptions) -> None:
     page = review_page(anonymous=config.anonymous)
     evaluation, summary = job.run(lambda: connect_ray(config.ray_address), page)
     for line in lines(evaluation):
+        say(line)
+    print_summary(summary)
+
+
+def _learning_curve(config: EvaluateOptions) -> None:
+    from tubelet.training.few.curve_job import CurveJob, lines
+
+    job = CurveJob(config)
+    say(job.describe())
+    if config.dry_run:
+        print_summary({"dry_run": True, "objects": job.objects})
+        return
+    curve, summary = job.run(lambda: connect_ray(config.ray_address))
+    for line in lines(curve):
         say(line)
     print_summary(summary)

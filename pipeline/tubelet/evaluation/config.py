@@ -35,6 +35,10 @@ class EvaluateConfig(Settings):
     """Of the bootstrap."""
     ablate: Annotated[Ablation, Option()] = "none"
     """Frames in a random order, or one only."""
+    learning_curve: Annotated[bool, Option()] = False
+    """What fewer and twice as many labels would give, from features of the training split."""
+    features: Annotated[str | None, Option()] = None
+    """Where these are kept (default: beside the manifest)."""
     experiment: Annotated[str, Option()] = "tubelet"
     """MLflow experiment."""
     tracking_uri: Annotated[str | None, Option(envvar="MLFLOW_TRACKING_URI")] = None
