@@ -14,6 +14,8 @@ from tubelet.config import UserError
 from tubelet.tracking.database import explained, shown
 from tubelet.tracking.spool import Record, RefusedError
 
+logger = logging.getLogger(__name__)
+
 KEY_TAG, OWNER_TAG = "tubelet.key", "tubelet.owner"
 MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits of one log_batch
 MAX_VALUE = 6000
@@ -60,7 +62,7 @@ class RunStore:
         self.client: Any = None
         self.on_open: Callable[[], None] = lambda: None
         self._lock = threading.RLock()
-        self._opened = False
+        self._opened = self._told = False
         self._last_step: dict[str, int] = {}
         self._params: dict[str, str] = {}
 
@@ -89,6 +91,7 @@ class RunStore:
             self._params = dict(run.data.params)
             self._opened = True
             self.on_open()
+            self._tell(str(run.info.experiment_id))
             return self.run_id
 
     def check(self) -> None:
@@ -105,6 +108,13 @@ class RunStore:
             if reason is None:
                 raise
             raise reason from error
+
+    def _tell(self, experiment_id: str) -> None:
+        """Say once where people find the run, where there is a page of it."""
+        if not self._told and self.uri.startswith(("http://", "https://")):
+            server = shown(self.uri).rstrip("/")
+            logger.info("MLflow run: %s/#/experiments/%s/runs/%s", server, experiment_id, self.run_id)
+        self._told = True
 
     def healthy(self) -> bool:
         """Whether the server answers."""
