@@ -34,6 +34,7 @@ JOBS: dict[str, Job] = {
     "label": Job("Label every video of a bucket, one row per video.", "the same command goes on"),
     "review": Job("Make one HTML page of what was labelled."),
     "submit": Job("Run a job on a Ray cluster."),
+    "jobs": Job("List the jobs of a Ray cluster, look at one, read its log, stop it."),
     "demo": Job("Index, train, evaluate, label and review, on this machine."),
 }
 

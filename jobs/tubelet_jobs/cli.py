@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from tubelet_jobs import given_environment
 from tubelet_jobs.stopping import Signals, StoppedError, end
 
 
@@ -21,6 +22,7 @@ def main() -> NoReturn:
     """Entry point: runs the job named on the command line and ends the process with its exit status."""
     # As -P, for every Python that is started below: Ray's own processes, multiprocessing's children.
     os.environ["PYTHONSAFEPATH"] = "1"
+    given_environment.take()  # of a submitted job; options read their defaults from it
     end(run(sys.argv[1:]))
 
 

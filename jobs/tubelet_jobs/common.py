@@ -7,10 +7,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from tubelet.config import Option, Settings
 
+from tubelet_jobs import given_environment
 from tubelet_jobs.environment import forwarded, make_paths_absolute
 
 
@@ -44,7 +46,7 @@ def connect_ray(
         return
     local = address in (None, "local")
     make_paths_absolute(os.environ)
-    with tempfile.TemporaryDirectory(prefix="tubelet-ray-") as empty:
+    with tempfile.TemporaryDirectory(prefix="tubelet-ray-") as folder:
         ray.init(
             address=address or "local",
             num_cpus=num_cpus if local else None,
@@ -52,18 +54,23 @@ def connect_ray(
             log_to_driver=False,
             logging_level="warning",
             include_dashboard=False if local else None,
-            runtime_env=_runtime_env(empty, local=local),
+            runtime_env=_runtime_env(Path(folder), local=local),
         )
 
 
-def _runtime_env(empty: str, *, local: bool) -> dict[str, Any]:
+def _runtime_env(folder: Path, *, local: bool) -> dict[str, Any]:
     """What workers get, less what the submitted job that this process is of gives them already."""
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
-    wanted: dict[str, Any] = {} if "working_dir" in given else {"working_dir": empty}
-    # Ray writes env_vars into logs that everybody on the node may read: none where they are inherited.
-    env_vars = {} if local else forwarded(os.environ, same_machine=True)
-    missing = {name: value for name, value in env_vars.items() if name not in given.get("env_vars", {})}
-    return {**wanted, **({"env_vars": missing} if missing else {})}
+    empty = folder / "empty"
+    empty.mkdir()
+    wanted: dict[str, Any] = {} if "working_dir" in given else {"working_dir": str(empty)}
+    if local:  # Ray's processes are children of this one: they inherit its variables
+        return wanted
+    wanted["worker_process_setup_hook"] = given_environment.HOOK
+    if not given_environment.is_given():
+        package = given_environment.write(forwarded(os.environ, same_machine=True), folder)
+        wanted["py_modules"] = [str(package)]
+    return wanted
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:

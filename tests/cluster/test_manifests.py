@@ -470,7 +470,7 @@ def test_job_is_one_that_the_command_line_takes_and_that_goes_on(
     spec = _job(name)
     words = shlex.split(spec["entrypoint"])
     assert words[0] == "tubelet"
-    plan_job(words[1:], env=config)  # all its places can be reached from any node
+    assert plan_job(words[1:], env=config).loopback == ()  # all its places can be reached from any node
     assert spec["backoffLimit"] > 0
     assert words[1] == "label" or "--resume" in words
     assert spec["shutdownAfterJobFinishes"] is True

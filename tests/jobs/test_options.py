@@ -30,7 +30,8 @@ NAMES = {
     " --stride --max-error-rate --retry-errors --new-version --export --review-limit --workers --predictors"
     " --gpus --experiment --ray-address --tracking-uri --anonymous --single-writer --break-lock --dry-run",
     "review": "predictions --out --limit --frames --height --anonymous --dry-run",
-    "submit": "job --address --wait --no-wait --shared-fs --dry-run",
+    "submit": "job --address --name --wait --no-wait --pip --shared-fs --dry-run",
+    "jobs": "action name --address --follow",
     "demo": "overrides --videos --labels --split --out --recipe --tracking-uri",
 }
 

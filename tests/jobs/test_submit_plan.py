@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from tubelet.config import UserError
+from ray.job_submission import JobDetails
+from tubelet.config import UserError, load_settings
+from tubelet_jobs import given_environment
+from tubelet_jobs.common import _runtime_env
 from tubelet_jobs.environment import forwarded, make_paths_absolute
-from tubelet_jobs.remote.client import _LogPrinter, _pack, auth_token
+from tubelet_jobs.remote.client import _LogPrinter, _pack, auth_token, check_address
+from tubelet_jobs.remote.listing import find_job, mlflow_link
 from tubelet_jobs.remote.plan import JobPlan, plan_job
+from tubelet_jobs.submit import SubmitOptions
 
 TRAIN = ["train", "--manifest", "s3://b/m", "--out", "s3://b/run"]
 SERVER = ["--tracking-uri", "http://mlflow:5000"]
@@ -68,14 +74,115 @@ def test_tracking_server_of_the_environment_counts(monkeypatch: pytest.MonkeyPat
     assert plan_job(TRAIN, env={}).argv == tuple(TRAIN)
 
 
-def test_servers_named_localhost_are_refused_for_a_head_elsewhere() -> None:
+def test_servers_named_localhost_are_noted() -> None:
+    """Whether the nodes mean the same by it is asked when the cluster is there."""
     argv = [*TRAIN, "--tracking-uri", "http://localhost:5000"]
-    plan_job(argv, address="http://127.0.0.1:8265", env={})
-    with pytest.raises(UserError, match="--tracking-uri"):
-        plan_job(argv, address="http://head:8265", env={})
-    env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"}
-    with pytest.raises(UserError, match="AWS_ENDPOINT_URL"):
-        plan_job([*TRAIN, *SERVER], address="http://head:8265", env=env)
+    assert plan_job(argv, env={}).loopback == ("--tracking-uri http://localhost:5000",)
+    env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000", "AWS_ENDPOINT_URL_S3": "http://[::1]:9000"}
+    assert plan_job([*TRAIN, *SERVER], env=env).loopback == (
+        "AWS_ENDPOINT_URL http://127.0.0.1:9000",
+        "AWS_ENDPOINT_URL_S3 http://[::1]:9000",
+    )
+    elsewhere = {"AWS_ENDPOINT_URL": "http://10.0.0.1:9000", "MLFLOW_TRACKING_URI": "http://localhost:1"}
+    assert plan_job([*TRAIN, *SERVER], env=elsewhere).loopback == ()  # the argument wins over the variable
+    assert plan_job([*TRAIN, "--tracking-uri", "postgresql://localhost/m"], env={}).loopback
+
+
+def test_a_password_in_an_argument_is_refused_and_not_repeated() -> None:
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        plan_job([*TRAIN, "--tracking-uri", "http://me:hidden@mlflow:5000"], env={})
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "right"),
+    [
+        ("ray://head:10001", "http://head:8265"),
+        ("ray://10.0.0.5:10001", "http://10.0.0.5:8265"),
+        ("head:6379", "http://head:8265"),
+        ("auto", "http://auto:8265"),
+        ("http://", "http://HEAD:8265"),
+    ],
+)
+def test_an_address_of_another_kind_is_refused_with_the_right_form(address: str, right: str) -> None:
+    with pytest.raises(UserError, match="dashboard") as caught:
+        check_address(address)
+    assert f"--address {right}" in str(caught.value)
+
+
+def test_a_packet_of_variables_is_its_owners_alone_and_sets_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not given_environment.is_given()
+    package = given_environment.write({"TUBELET_TEST_GIVEN": "a secret"}, tmp_path)
+    (file,) = package.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("TUBELET_TEST_GIVEN", "")
+    assert given_environment.is_given()
+    given_environment.take()
+    assert os.environ["TUBELET_TEST_GIVEN"] == "a secret"
+
+
+def test_nothing_of_the_environment_is_in_a_runtime_env(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray writes what is in there into logs that everybody on a node may read."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    for name, local in (("joined", False), ("local", True)):
+        (tmp_path / name).mkdir()
+        assert "hidden" not in repr(_runtime_env(tmp_path / name, local=local))
+    assert "hidden" in (tmp_path / "joined/tubelet_environment/variables.json").read_text("utf-8")
+    assert not (tmp_path / "local/tubelet_environment").exists()
+
+
+def test_jobs_are_found_by_id_name_or_beginning() -> None:
+    found = find_job(_Jobs(), "http://h:8265", "nightly")  # type: ignore[arg-type]
+    assert found.submission_id == "nightly-bb"  # the newest
+    assert found.dashboard == "http://h:8265/#/jobs/nightly-bb"
+    assert found.seconds == 60
+    assert find_job(_Jobs(), "", "nightly-aa").status == "SUCCEEDED"  # type: ignore[arg-type]
+    assert find_job(_Jobs(), "", "tubelet-train-1").job == "train"  # type: ignore[arg-type]
+    for name, said in (("tubelet-train", "2 jobs begin"), ("x", "no job 'x'")):
+        with pytest.raises(UserError, match=said):
+            find_job(_Jobs(), "http://h:8265", name)  # type: ignore[arg-type]
+
+
+class _Jobs:
+    """What the job server answers."""
+
+    def list_jobs(self) -> list[JobDetails]:
+        rows = [
+            ("nightly-bb", "RUNNING", {"tubelet.job": "label", "tubelet.name": "nightly"}, 3_000),
+            ("nightly-aa", "SUCCEEDED", {"tubelet.job": "label", "tubelet.name": "nightly"}, 2_000),
+            ("tubelet-train-1", "FAILED", {"tubelet.job": "train"}, 1_000),
+            ("tubelet-train-2", "FAILED", {"tubelet.job": "train"}, 1_500),
+            (None, "RUNNING", None, None),  # a driver that nobody submitted
+        ]
+        return [
+            JobDetails(
+                type="SUBMISSION" if name else "DRIVER",
+                submission_id=name,
+                status=status,
+                entrypoint="python x",
+                metadata=metadata,
+                start_time=start,
+                end_time=start and start + 60_000,
+            )
+            for name, status, metadata, start in rows
+        ]
+
+
+def test_link_to_the_run_is_taken_from_the_log() -> None:
+    log = "plan\nMLflow run: http://mlflow:5000/#/experiments/1/runs/abc\nstep 1\n"
+    assert mlflow_link(log) == "http://mlflow:5000/#/experiments/1/runs/abc"
+    assert mlflow_link("step 1\n") is None
+
+
+@pytest.mark.parametrize("package", ["./mine.whl", "-r list", "git+https://token@host/mine"])
+def test_packages_that_nodes_cannot_fetch_are_refused(package: str) -> None:
+    with pytest.raises(UserError, match="pip"):
+        load_settings(SubmitOptions, {"job": ("index",), "address": "http://h:8265", "pip": (package,)})
 
 
 @pytest.mark.parametrize("argv", [[], ["demo"], ["submit"], ["bench", "decode"], ["trian"]])

@@ -11,13 +11,15 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tubelet.config import UserError
 from tubelet.storage.retries import with_retries
 
+from tubelet_jobs import given_environment
 from tubelet_jobs.common import say
 from tubelet_jobs.remote.plan import JobPlan
 
@@ -25,10 +27,10 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 # Ray gives a stopped job 3 seconds by default: too few to end its MLflow run and leave no half a checkpoint.
-_STOP_WAIT_S = 60
+STOP_WAIT_S = 60
 _POLL_S = 1.0
 _ATTEMPTS = 4
-_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def connect(address: str) -> JobSubmissionClient:
@@ -40,17 +42,14 @@ def connect(address: str) -> JobSubmissionClient:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    if not address.startswith(("http://", "https://")):
-        raise UserError(f"--address {address!r}: give the head's dashboard, http://HEAD:8265")
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they speak of each package and socket
-    token = auth_token(os.environ)
-    headers = {"Authorization": f"Bearer {token}"} if token else None
+    headers = auth_headers()
     try:
         with _without_addresses():  # Ray would prefer them to the address it is given
             return JobSubmissionClient(address, headers=headers)
     except AuthenticationError as error:
-        reason = "refuses this token" if token else "asks for a token"
+        reason = "refuses this token" if headers else "asks for a token"
         raise UserError(
             f"{address} {reason}: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
         ) from error
@@ -60,6 +59,25 @@ def connect(address: str) -> JobSubmissionClient:
         ) from error
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{address} is no Ray job server: {_first_line(error)}") from error
+
+
+def check_address(address: str) -> str:
+    """The address of a job server as it is used.
+
+    Raises:
+        UserError: it is none, such as that of Ray's client.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.scheme in ("http", "https") and parts.hostname:
+        return address.rstrip("/")
+    right = f"http://{parts.hostname or 'HEAD'}:8265"
+    raise UserError(f"--address {address}: jobs go to the head's dashboard, --address {right}")
+
+
+def auth_headers() -> dict[str, str]:
+    """What a request needs beside the address: the token, where there is one."""
+    token = auth_token(os.environ)
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def auth_token(environ: Mapping[str, str]) -> str | None:
@@ -78,26 +96,42 @@ def auth_token(environ: Mapping[str, str]) -> str | None:
         return None
 
 
-def send(client: JobSubmissionClient, plan: JobPlan, env: Mapping[str, str]) -> str:
+def send(
+    client: JobSubmissionClient,
+    plan: JobPlan,
+    env: Mapping[str, str],
+    *,
+    name: str | None = None,
+    pip: Sequence[str] = (),
+) -> str:
     """Upload the code (a few hundred kilobytes, once for the same content) and start the job.
+
+    Args:
+        client: of the job server.
+        plan: what is sent.
+        env: variables of the job and its workers. They travel as a file: Ray logs what a runtime environment
+            says, and shows it with the job.
+        name: by which people find the job again.
+        pip: packages that the nodes install for this job.
 
     Returns:
         The submission id.
     """
-    job_id = f"tubelet-{plan.argv[0]}-{secrets.token_hex(6)}"
-    variables = {**env, "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
-    with tempfile.TemporaryDirectory(prefix="tubelet-submit-") as name:
-        code, work = _pack(plan, Path(name))
+    job_id = f"{name or f'tubelet-{plan.argv[0]}'}-{secrets.token_hex(6)}"
+    with tempfile.TemporaryDirectory(prefix="tubelet-submit-") as folder:
+        code, work = _pack(plan, Path(folder))
+        modules = [*code, given_environment.write(env, Path(folder) / "environment")]
         request = {
             "entrypoint": plan.entrypoint,
             # Modules come before whatever the nodes have installed, on every node; the folder that the job
             # works in holds no code.
             "runtime_env": {
-                "py_modules": [str(path) for path in code],
+                "py_modules": [str(path) for path in modules],
                 "working_dir": str(work),
-                "env_vars": variables,
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+                **({"pip": list(pip)} if pip else {}),
             },
-            "metadata": {"tubelet.job": plan.argv[0]},
+            "metadata": {"tubelet.job": plan.argv[0], **({"tubelet.name": name} if name else {})},
         }
         _submit_once(client, job_id, request)
     return job_id
@@ -131,8 +165,13 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def follow(client: JobSubmissionClient, job_id: str) -> int:
+def follow(client: JobSubmissionClient, job_id: str, *, stops: bool = True) -> int:
     """Stream the job's log to stderr and its summary to stdout until it ends.
+
+    Args:
+        client: of the job server.
+        job_id: the submission id.
+        stops: Ctrl-C stops the job, too.
 
     Returns:
         The job's exit status: 0 done, 1 failed, 2 wrong usage, 130 or 143 where a signal stopped it there.
@@ -141,9 +180,10 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
     try:
         _stream(client, job_id, printer)
     except KeyboardInterrupt:  # SIGTERM, too
+        if not stops:
+            raise
         say(f"stopping {job_id}; again Ctrl-C leaves it to itself")
-        client.stop_job(job_id)
-        _wait(client, job_id, _STOP_WAIT_S + 15)
+        stop(client, job_id)
         raise
     printer.close()
     info = client.get_job_info(job_id)
@@ -210,7 +250,7 @@ def _stream(client: JobSubmissionClient, job_id: str, printer: _LogPrinter) -> N
         with contextlib.suppress(RuntimeError, OSError, asyncio.TimeoutError):
             asyncio.run(tail())
         try:
-            if client.get_job_status(job_id) in _ENDED:
+            if client.get_job_status(job_id) in ENDED:
                 return
             failures = 0
         except (RuntimeError, OSError) as error:
@@ -223,10 +263,17 @@ def _stream(client: JobSubmissionClient, job_id: str, printer: _LogPrinter) -> N
         time.sleep(_POLL_S)
 
 
-def _wait(client: JobSubmissionClient, job_id: str, deadline_s: float) -> None:
-    end_s = time.monotonic() + deadline_s
-    while time.monotonic() < end_s and client.get_job_status(job_id) not in _ENDED:
+def stop(client: JobSubmissionClient, job_id: str) -> str:
+    """Stop a job, and wait until it has ended, as it should within a minute.
+
+    Returns:
+        Its status then.
+    """
+    client.stop_job(job_id)
+    end_s = time.monotonic() + STOP_WAIT_S + 15
+    while (status := str(client.get_job_status(job_id).value)) not in ENDED and time.monotonic() < end_s:
         time.sleep(_POLL_S)
+    return status
 
 
 @contextlib.contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +28,15 @@ _PLACES = {
     "models": "--model",
     "init": "--init",
 }
+# Variables that name a server.
+_SERVERS = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_S3_ENDPOINT_URL",
+    "MLFLOW_TRACKING_URI",
+)
+_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 # Small files that the job reads at its start: they travel with the code.
 _SHIPPED = ("recipe", "labels")
 
@@ -37,6 +48,8 @@ class JobPlan:
     argv: tuple[str, ...]
     files: Mapping[str, Path]
     """Name below the working folder there -> file here."""
+    loopback: tuple[str, ...] = ()
+    """Servers named by an address that means this machine here, and the node itself there."""
 
     @property
     def entrypoint(self) -> str:
@@ -45,13 +58,11 @@ class JobPlan:
         return shlex.join(["python", "-P", "-m", "tubelet_jobs", *self.argv])
 
 
-def plan_job(
-    argv: Sequence[str], *, address: str = "", shared: Sequence[str] = (), env: Mapping[str, str]
-) -> JobPlan:
+def plan_job(argv: Sequence[str], *, shared: Sequence[str] = (), env: Mapping[str, str]) -> JobPlan:
     """Check a job's arguments against its own command line, and against what other nodes can reach.
 
     Raises:
-        UserError: a job that is not for clusters, or a place on this machine alone.
+        UserError: a job that is not for clusters, a place on this machine alone, a password in an argument.
         click.UsageError: the job itself would refuse its arguments.
     """
     if not argv or argv[0] not in _JOBS:
@@ -67,10 +78,15 @@ def plan_job(
             if not storage.is_remote(value) and Path(value).is_file():
                 target = f"files/{name}{Path(value).suffix}"
                 files[target], replaced[value] = Path(value), target
+    servers = {name: env[name] for name in _SERVERS if env.get(name)}
     if "tracking_uri" in params:
-        _check_tracking(params["tracking_uri"], address, shared)
-    _check_endpoint(env, address)
-    return JobPlan(tuple(_swap(word, replaced) for word in argv), files)
+        uri = params["tracking_uri"]
+        _check_tracking(uri, shared)
+        servers.pop("MLFLOW_TRACKING_URI", None)
+        servers["--tracking-uri"] = uri or ""
+    _check_passwords(argv)
+    loopback = tuple(f"{name} {uri}" for name, uri in servers.items() if _is_loopback(uri))
+    return JobPlan(tuple(_swap(word, replaced) for word in argv), files, loopback)
 
 
 def _parse(argv: Sequence[str]) -> dict[str, Any]:
@@ -107,16 +123,10 @@ def _below(path: str, folders: Sequence[str]) -> bool:
     return any(Path(path).is_relative_to(storage.normalise_uri(folder)) for folder in folders)
 
 
-def _check_tracking(uri: str | None, address: str, shared: Sequence[str]) -> None:
+def _check_tracking(uri: str | None, shared: Sequence[str]) -> None:
     given = uri or "sqlite:///mlflow.db (the default)"
     parts = urlsplit(uri or "sqlite:")
-    if parts.scheme in ("http", "https"):
-        if _is_loopback(parts.hostname) and not _is_loopback(urlsplit(address).hostname):
-            raise UserError(
-                f"tracking server {uri} is this machine as seen from itself: name it in --tracking-uri"
-            )
-        return
-    if parts.scheme.startswith(("postgresql", "mysql", "mssql")) or uri == "databricks":
+    if parts.scheme.startswith(("http", "postgresql", "mysql", "mssql")) or uri == "databricks":
         return
     path = parts.path[1:] if parts.scheme == "sqlite" else parts.path
     if not (path.startswith("/") and _below(path, shared)):
@@ -126,18 +136,25 @@ def _check_tracking(uri: str | None, address: str, shared: Sequence[str]) -> Non
         )
 
 
-def _check_endpoint(env: Mapping[str, str], address: str) -> None:
-    endpoint = env.get("AWS_ENDPOINT_URL")
-    if (
-        endpoint
-        and _is_loopback(urlsplit(endpoint).hostname)
-        and not _is_loopback(urlsplit(address).hostname)
-    ):
-        raise UserError(f"AWS_ENDPOINT_URL={endpoint} is this machine as seen from itself: set its name")
+def _check_passwords(argv: Sequence[str]) -> None:
+    """Ray shows a job's command to whoever may look, and keeps it in its logs."""
+    for word in argv:
+        if _PASSWORD.search(word):
+            raise UserError(
+                f"{_PASSWORD.sub('://…@', word)} holds a password, which Ray would keep in its logs.\n"
+                "Give it by a variable: MLFLOW_TRACKING_PASSWORD with MLFLOW_TRACKING_USERNAME beside it."
+            )
 
 
-def _is_loopback(host: str | None) -> bool:
-    return host in (None, "localhost", "::1") or str(host).startswith("127.")
+def _is_loopback(uri: str) -> bool:
+    host = urlsplit(uri).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
 
 
 def _swap(word: str, replaced: Mapping[str, str]) -> str:
