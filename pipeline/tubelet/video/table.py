@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tubelet.video.access import INTRA_ONLY
 from tubelet.video.clock import clock_of, clock_steps, joined
 from tubelet.video.container import Video
+from tubelet.video.losses import HEAD_BYTES, gaps_in, pictures_lost
 from tubelet.video.sampling import Clock
 
 # Flags of FFmpeg's index entries.
@@ -122,8 +123,7 @@ def _from_index(video: Video) -> PacketTable | None:
         trusted=codec_name(video) in ONE_FRAME_PER_PACKET,
         indexed=True,
     )
-    # HEVC from phones has gaps because frames were never made: there they are no sign of loss.
-    table.trusted = table.trusted and (codec_name(video) == "hevc" or not _has_silent_losses(video, table))
+    table.trusted = table.trusted and not _has_losses(video, table)
     return table
 
 
@@ -181,16 +181,34 @@ def _needs_all(video: Video, table: PacketTable) -> bool:
     known = table.dts[table.dts != _UNKNOWN]
     if table.stepped or not table.key[0] or (np.diff(known) < 0).any():
         return True
-    return _has_silent_losses(video, table) or ("mpegts" in video.format_name and _has_gaps(table))
+    return _has_gaps(table) and ("mpegts" in video.format_name or _has_losses(video, table))
 
 
-def _has_silent_losses(video: Video, table: PacketTable) -> bool:
-    return codec_name(video) in SILENT_LOSSES and _has_gaps(table)
+def _has_losses(video: Video, table: PacketTable) -> bool:
+    """Whether pictures were lost, or may have been: phones and screen recorders make gaps, too."""
+    if not _has_gaps(table):
+        return False
+    name = codec_name(video)
+    if name != "h264" and not (name == "hevc" and table.indexed):
+        return name in SILENT_LOSSES
+    with video.source.side_reader() as file:
+
+        def head(index: int) -> bytes:
+            if table.packets is not None:
+                return bytes(memoryview(table.packets[index])[:HEAD_BYTES])
+            if not table.indexed:
+                return b""
+            file.seek(int(table.pos[index]))
+            return file.read(min(HEAD_BYTES, int(table.size[index])))
+
+        # Decode times come from the index, or were made up from presentation times: then they do not tell
+        # where a packet is missing.
+        dts = table.dts if table.indexed else None
+        return pictures_lost(name, video.codec, shown=table.shown, pts=table.pts, dts=dts, head=head)
 
 
 def _has_gaps(table: PacketTable) -> bool:
-    gaps = np.diff(table.pts[table.shown])
-    return len(gaps) > 0 and bool(gaps.max() > 1.5 * np.median(gaps))
+    return len(gaps_in(table.pts[table.shown])) > 0
 
 
 def _filled(values: tuple[int | None, ...]) -> Int64s:
