@@ -13,6 +13,7 @@ from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.index import IndexConfig, IndexSummary, index_corpus
 from tubelet.corpus.manifest import read_manifest
+from tubelet.decode_limits import DecodeLimits
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_an_outage_ends_the_job_and_names_its_cause(s3: S3Bucket, proxy: S3Proxy
 
 def test_a_slow_store_is_no_verdict(s3: S3Bucket, proxy: S3Proxy) -> None:
     proxy.fault = Fault(Mode.SLOW, match="/07.mp4")
-    summary = _index(s3, deadline_s=0.3, include="0[67].mp4")
+    summary = _index(s3, limits=DecodeLimits(deadline_s=0.3), include="0[67].mp4")
     assert summary.reasons == {"timeout": summary.errors}
     assert summary.to_retry == summary.errors >= 1
     proxy.fault = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from typing import Annotated, Any, Literal
 import pytest
 import typer
 from pydantic import Field
-from tubelet.config import Option, Settings, UserError
+from tubelet.config import Option, Settings, UserError, load_settings
+from tubelet.decode_limits import DecodeLimits
+from tubelet.video import Limits
 from tubelet_jobs.app import JOBS, job_command
 from tubelet_jobs.bench import BenchCommand
 from tubelet_jobs.options import command_line, settings_class, typer_function
@@ -21,14 +24,15 @@ NAMES = {
     "bench": "kind more_peers --vs --full --json --videos",
     "index": "src --out --labels --split --include --update --workers --max-error-rate --retry-errors"
     " --anonymous --single-writer"
-    " --break-lock --dry-run",
+    " --break-lock --deadline --max-frames --memory --dry-run",
     "train": "overrides --manifest --out --recipe --init --resume --experiment --ray-address --tracking-uri"
-    " --anonymous --single-writer --break-lock --dry-run",
+    " --anonymous --single-writer --break-lock --deadline --max-frames --memory --dry-run",
     "evaluate": "--model --manifest --split --views --out --batch --workers --max-error-rate --seed --ablate"
-    " --experiment --ray-address --tracking-uri --anonymous --dry-run",
+    " --experiment --ray-address --tracking-uri --anonymous --deadline --max-frames --memory --dry-run",
     "label": "source --model --out --include --topk --scores --embeddings --embeddings-type --views --window"
     " --stride --max-error-rate --retry-errors --new-version --export --review-limit --workers --predictors"
-    " --gpus --experiment --ray-address --tracking-uri --anonymous --single-writer --break-lock --dry-run",
+    " --gpus --experiment --ray-address --tracking-uri --anonymous --single-writer --break-lock"
+    " --deadline --max-frames --memory --dry-run",
     "review": "predictions --out --limit --frames --height --anonymous --dry-run",
     "submit": "job --address --name --wait --no-wait --pip --shared-fs --dry-run",
     "jobs": "action name --address --follow",
@@ -97,6 +101,18 @@ def test_the_command_line_of_settings_gives_them_again() -> None:
     assert words[:2] == ["tubelet", "job"]
     assert _run(*words[2:])[1] == settings
     assert command_line("job", Example(src="s")) == "tubelet job s"
+
+
+@pytest.mark.parametrize("job", ["index", "label", "evaluate", "train"])
+def test_every_job_that_decodes_takes_limits(job: str) -> None:
+    cls = settings_class(importlib.import_module(f"tubelet_jobs.{job}").command)
+    (limits,) = (field.default for field in cls.model_fields.values() if field.annotation is DecodeLimits)
+    assert limits.limits() == Limits()
+    given = load_settings(DecodeLimits, {"deadline_s": 5, "max_frames": 7, "memory": "512MiB"})
+    assert given.limits() == Limits(5.0, 512 << 20, 7)
+    for bad in ({"memory": "much"}, {"memory": "0"}, {"deadline_s": 0}, {"max_frames": 0}):
+        with pytest.raises(UserError, match=next(iter(bad))):
+            load_settings(DecodeLimits, bad)
 
 
 @pytest.mark.parametrize("job", JOBS)

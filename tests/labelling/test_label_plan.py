@@ -22,6 +22,7 @@ from tubelet.inference.second_look import SecondLook
 from tubelet.inference.windows import Windows, seconds
 from tubelet.labelling.intervals import intervals_table, merge_windows
 from tubelet.labelling.prepare import refuse_segments
+from tubelet.video import Limits
 
 
 def manifest_of(*rows: dict[str, Any]) -> pa.Table:
@@ -99,7 +100,7 @@ def test_what_the_index_could_not_read_gets_its_windows(files: OutputFiles, tmp_
     windows, keys = Windows(window_s=2, stride_s=1), manifest["key"].to_pylist()
 
     def plan_after(*rows: dict[str, Any]) -> Plan:
-        with Prober(2, storage.DEFAULT_OPTIONS, 60.0) as prober:
+        with Prober(2, storage.DEFAULT_OPTIONS, Limits()) as prober:
             look = SecondLook(prober)
             return make_plan([manifest], [published_of([*rows])], files, "_plan", windows=windows, look=look)
 

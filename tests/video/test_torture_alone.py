@@ -37,7 +37,7 @@ def cases() -> Iterator[ParameterSet]:
 
 @pytest.mark.parametrize("path", cases())
 def test_a_frame_alone_is_that_of_a_larger_request(path: Path) -> None:
-    assert not alone_equal(path, count=8, limits=Limits(deadline_s=300), by_index=False)
+    assert not alone_equal(path, count=8, limits=Limits(deadline_s=300))
 
 
 # Known to fail: the clock of the MPEG-4 decoder, once misled by damage, changes B-frames after a keyframe, so

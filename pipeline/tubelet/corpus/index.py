@@ -26,6 +26,7 @@ from tubelet.corpus.probed import Probed, staging_folder
 from tubelet.corpus.probing import Prober, default_workers, judge
 from tubelet.corpus.splits import parse_split, split_column_of
 from tubelet.corpus.tally import IndexTally
+from tubelet.decode_limits import DecodeLimits
 from tubelet.error_rate import MaxErrorRate
 from tubelet.progress import ProgressLine
 from tubelet.storage import DEFAULT_OPTIONS, ObjectInfo, StorageOptions
@@ -61,8 +62,8 @@ class IndexConfig(Settings):
     """With --update: open all objects again that had an error, whatever the error."""
     max_error_rate: Annotated[MaxErrorRate, Option()] = 0.2
     """End when more of the last thousand failed for the store's or the machine's doing."""
-    deadline_s: float = Field(default=60.0, gt=0)
-    """Seconds a video may take to probe, before it counts as an error."""
+    limits: DecodeLimits = DecodeLimits()
+    """What opening a video may cost."""
     options: StorageOptions = DEFAULT_OPTIONS
     """How to read ``src``."""
     dry_run: Annotated[bool, Option()] = False
@@ -203,7 +204,7 @@ class _Index:
         again: list[Row] = []
         with (
             self._probed,
-            Prober(workers, self.config.options, self.config.deadline_s) as prober,
+            Prober(workers, self.config.options, self.config.limits.limits()) as prober,
             manifest_writer(self.out, schema, made_from=self._made_from()) as write,
         ):
             left = max(earlier.to_probe - len(self._probed), 0)

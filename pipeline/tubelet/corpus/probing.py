@@ -40,12 +40,12 @@ class Prober:
     Args:
         workers: objects probed at once; each worker has a decode process of its own.
         options: how to reach the store.
-        deadline_s: seconds one object may take.
+        limits: what one object may cost.
     """
 
-    def __init__(self, workers: int, options: StorageOptions, deadline_s: float) -> None:
+    def __init__(self, workers: int, options: StorageOptions, limits: Limits) -> None:
         self._options = options
-        self._limits = Limits(deadline_s=deadline_s)
+        self._limits = limits
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="probe")
         self._own = threading.local()

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tubelet.clips import Views
 from tubelet.config import Option, Settings
+from tubelet.decode_limits import DecodeLimits
 from tubelet.error_rate import MaxErrorRate
 from tubelet.evaluation.ablation import Ablation
 
@@ -43,5 +44,7 @@ class EvaluateConfig(Settings):
     """MLflow experiment."""
     tracking_uri: Annotated[str | None, Option(envvar="MLFLOW_TRACKING_URI")] = None
     """MLflow server (default: sqlite:///mlflow.db)."""
+    limits: DecodeLimits = DecodeLimits()
+    """What one video may cost."""
     anonymous: Annotated[bool, Option()] = False
     """Read public buckets without credentials."""

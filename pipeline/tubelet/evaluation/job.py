@@ -88,6 +88,7 @@ class EvaluateJob:
             ablation=config.ablate,
             max_error_rate=config.max_error_rate,
             storage=self._options,
+            limits=config.limits.limits(),
         )
         with ProgressLine("evaluate", self.objects, "videos") as progress:
 

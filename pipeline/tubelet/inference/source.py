@@ -7,6 +7,7 @@ from tubelet.config import UserError
 from tubelet.corpus.fingerprint import Fingerprint
 from tubelet.corpus.index import IndexConfig, index_corpus
 from tubelet.corpus.manifest import ManifestSlices, is_manifest
+from tubelet.decode_limits import DecodeLimits
 from tubelet.storage import StorageOptions
 
 # Columns of a manifest that inference has no use for; the keyframes alone are as large as all it has.
@@ -20,6 +21,7 @@ def manifest_of(
     include: str | None,
     retry_errors: bool,
     max_error_rate: float,
+    limits: DecodeLimits,
     options: StorageOptions,
 ) -> str:
     """Where the manifest of ``source`` lies: itself, or one that is made or updated below ``out``.
@@ -43,6 +45,7 @@ def manifest_of(
             update=storage.exists(made, options),
             retry_errors=retry_errors,
             max_error_rate=max_error_rate,
+            limits=limits,
             options=options,
         )
     )

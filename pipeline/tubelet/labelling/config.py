@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tubelet.clips import Views
 from tubelet.config import Option, Settings
+from tubelet.decode_limits import DecodeLimits
 from tubelet.error_rate import MaxErrorRate
 from tubelet.inference.bundle import ModelBundle
 from tubelet.inference.plan import MAX_MODELS
@@ -57,6 +58,8 @@ class LabelConfig(Settings):
     """MLflow experiment."""
     tracking_uri: Annotated[str | None, Option(envvar="MLFLOW_TRACKING_URI")] = None
     """MLflow server (default: sqlite:///mlflow.db)."""
+    limits: DecodeLimits = DecodeLimits()
+    """What one video may cost."""
     storage: StorageOptions = DEFAULT_OPTIONS
     """How to reach the stores."""
 

@@ -95,7 +95,8 @@ class Run:
         prepared = self.prepared
         self.driver.check_known_errors()
         check_reachable(prepared.root, [shard.name for shard in prepared.plan.shards[:1]])
-        decode = DecodeJob(prepared.models.specs, self.config.views, prepared.root.options)
+        limits = self.config.limits.limits()
+        decode = DecodeJob(prepared.models.specs, self.config.views, prepared.root.options, limits)
         layout = plan_resources(
             ray.cluster_resources(),
             decode,

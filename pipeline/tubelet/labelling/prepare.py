@@ -20,7 +20,7 @@ from tubelet.inference.sink import PredictionSink
 from tubelet.inference.source import NOT_NEEDED, fingerprint_of, manifest_of
 from tubelet.labelling.config import LabelConfig
 from tubelet.storage.pinned import retry_if_changed
-from tubelet.video import Limits, Status
+from tubelet.video import Status
 
 
 @dataclass
@@ -53,6 +53,7 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
         include=config.include,
         retry_errors=config.retry_errors,
         max_error_rate=config.max_error_rate,
+        limits=config.limits,
         options=options,
     )
     answers = Answers(config.topk, config.scores, config.embeddings)
@@ -72,7 +73,7 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
             check_or_init_output(files, config.describe_output(bundle), new_version=config.new_version)
             sinks.append(PredictionSink(files, row_shape(bundle, answers).schema()))
         published, windows = [sink.published for sink in sinks], config.windows
-        with Prober(config.workers or default_workers(), options, Limits().deadline_s) as prober:
+        with Prober(config.workers or default_workers(), options, config.limits.limits()) as prober:
             plan = make_plan(
                 manifest,
                 published,

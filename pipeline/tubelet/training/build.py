@@ -104,6 +104,7 @@ def stream_config(prepared: Prepared, decode_workers: int) -> StreamConfig:
         seed=request.recipe.seed,
         decode_workers=decode_workers,
         storage=request.options,
+        limits=request.limits.limits(),
     )
 
 

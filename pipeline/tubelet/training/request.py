@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from tubelet.config import Option, Settings
+from tubelet.decode_limits import DecodeLimits
 from tubelet.storage import StorageOptions
 from tubelet.training.recipe import Recipe
 
@@ -26,6 +27,8 @@ class TrainSettings(Settings):
     """MLflow experiment."""
     tracking_uri: Annotated[str | None, Option(envvar="MLFLOW_TRACKING_URI")] = None
     """MLflow server (default: sqlite:///mlflow.db)."""
+    limits: DecodeLimits = DecodeLimits()
+    """What one video may cost."""
     options: StorageOptions = StorageOptions()
     """How to reach the stores."""
 

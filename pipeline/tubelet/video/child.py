@@ -169,7 +169,7 @@ def answer(request: Request, memory: SharedMemory) -> Reply:
         return _reply(decoded)
     except MemoryError:
         return Reply(
-            failure=DecodeError("out_of_memory", f"over {request.limits.memory_bytes} bytes of memory")
+            failure=DecodeError("out_of_memory", f"over {request.limits.memory_bytes} bytes (--memory)")
         )
     except Exception as error:
         return Reply(failure=error)

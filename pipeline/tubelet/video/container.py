@@ -190,7 +190,7 @@ def _open_container(opened: OpenSource) -> Any:
     except DecodeError:
         raise
     except MemoryError as error:
-        raise DecodeError("out_of_memory", "no memory left to open the file") from error
+        raise DecodeError("out_of_memory", "no memory left to open the file (--memory)") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         content = recognise(opened.head(HEAD_BYTES))
         raise DecodeError(

@@ -172,7 +172,7 @@ def _typed_errors() -> Iterator[None]:
     except (DecodeError, ClipError):
         raise
     except MemoryError as error:
-        raise DecodeError("out_of_memory", "no memory left") from error
+        raise DecodeError("out_of_memory", "no memory left (--memory)") from error
     except TypeError:
         raise
     except Exception as error:
@@ -249,7 +249,7 @@ class _ClipBuffers:
         shapes = [(n, *p.size, 3) for n, p in zip(self._lengths, placements, strict=True)]
         sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
         if sum(sizes) > self._video.budget.limits.memory_bytes:
-            raise DecodeError("too_large", f"the clips take {sum(sizes)} bytes")
+            raise DecodeError("too_large", f"the clips take {sum(sizes)} bytes (--memory)")
         memory = self._allocate(sum(sizes))
         ends = np.cumsum(sizes)
         self.clips = [

@@ -50,7 +50,7 @@ class Budget:
             DecodeError: ``timeout``, when the deadline has passed.
         """
         if time.monotonic() > self.end_s:
-            raise DecodeError("timeout", f"not done after {self.limits.deadline_s:g} s")
+            raise DecodeError("timeout", f"not done after {self.limits.deadline_s:g} s (--deadline)")
 
     def count_frames(self, count: int) -> None:
         """Charge decoded frames.
@@ -60,7 +60,9 @@ class Budget:
         """
         self.frames += count
         if self.frames > self.limits.max_frames:
-            raise DecodeError("too_large", f"more than {self.limits.max_frames} frames to decode")
+            raise DecodeError(
+                "too_large", f"more than {self.limits.max_frames} frames to decode (--max-frames)"
+            )
         if time.monotonic() > self.end_s:
             self.check_time()
 

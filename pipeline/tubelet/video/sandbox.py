@@ -283,7 +283,9 @@ class Sandbox:
             reply, files = wire.receive(child.link, end_s)
         except TimeoutError:
             self._drop()
-            raise DecodeError("timeout", f"not done after {self.limits.deadline_s:g} s") from None
+            raise DecodeError(
+                "timeout", f"not done after {self.limits.deadline_s:g} s (--deadline)"
+            ) from None
         except (EOFError, OSError):
             raise DecodeError("crash", f"the decoder process {self._cause_of_death()}") from None
         if free is not None and reply.segment != free:
