@@ -121,7 +121,7 @@ def _rate(video: Video, clock: Clock | None) -> tuple[float | None, bool]:
 
 
 def _duration_s(video: Video, table: PacketTable | None) -> float | None:
-    if table is not None and table.stepped:  # the header knows of one part
+    if table is not None and (table.stepped or table.indexed):  # the header knows of one part, or of no edit
         return table.clock().end_s
     if video.stream.duration and video.stream.duration > 0:
         return float(video.stream.duration * video.time_base)

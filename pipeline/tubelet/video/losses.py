@@ -57,9 +57,11 @@ def pictures_lost(
         False too where slices do not tell.
     """
     try:
+        places = range(len(pts) - 1) if dts is None else _spread(gaps_in(dts))
         if name == "h264":
-            return _h264_lost(codec, range(len(pts) - 1) if dts is None else _spread(gaps_in(dts)), head)
-        return name == "hevc" and _h265_lost(codec, shown, pts, head)
+            return _h264_lost(codec, places, head)
+        # Where a film is cut, pictures are missing before its last ones, but no packet is.
+        return name == "hevc" and len(places) > 0 and _h265_lost(codec, shown, pts, head)
     except (ValueError, IndexError):
         return False
 
