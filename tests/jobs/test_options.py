@@ -25,9 +25,11 @@ NAMES = {
     "index": "src --out --labels --split --include --update --workers --max-error-rate --retry-errors"
     " --anonymous --single-writer"
     " --break-lock --deadline --max-frames --memory --dry-run",
-    "train": "overrides --manifest --out --recipe --init --resume --experiment --ray-address --tracking-uri"
+    "train": "overrides --manifest --out --recipe --init --resume --features --experiment"
+    " --ray-address --tracking-uri"
     " --anonymous --single-writer --break-lock --deadline --max-frames --memory --dry-run",
     "evaluate": "--model --manifest --split --views --out --batch --workers --max-error-rate --seed --ablate"
+    " --learning-curve --features"
     " --experiment --ray-address --tracking-uri --anonymous --deadline --max-frames --memory --dry-run",
     "label": "source --model --out --include --topk --scores --embeddings --embeddings-type --views --window"
     " --stride --max-error-rate --retry-errors --new-version --export --review-limit --workers --predictors"
