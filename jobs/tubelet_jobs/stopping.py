@@ -98,6 +98,9 @@ def end(status: int) -> NoReturn:
     Not by way of the interpreter's own end: native threads of Arrow, Torch and Ray that still run while it
     takes itself down abort the process (SIGABRT in place of the status).
     """
+    if threading.current_thread() is threading.main_thread():
+        for number in NUMBERS:  # the job is over: a signal would only leave behind what is put away here
+            signal.signal(number, signal.SIG_IGN)
     if not status:
         threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter: threads end their work
     late = threading.Timer(_END_S, _exit, [status])

@@ -150,6 +150,18 @@ def test_the_end_takes_no_native_client_down() -> None:
     assert done.returncode == 0
 
 
+def test_a_signal_at_the_very_end_changes_no_status() -> None:
+    code = (
+        "import atexit, os, signal, sys\nfrom tubelet_jobs import cli\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGTERM)\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "sys.argv = ['tubelet', '--version']\ncli.main()\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_signal_that_a_destructor_swallows_is_heard_again() -> None:
     code = (
         "import signal, sys, time\nfrom tubelet_jobs.stopping import Interrupted, Signals\n"
