@@ -32,6 +32,17 @@ def test_the_papers_clip() -> None:
     assert spec.sampling == "32x2@224"
 
 
+def test_interpolation_is_part_of_a_clip_and_models_of_before_keep_their_name() -> None:
+    assert "interpolation" not in ClipSpec().model_dump(mode="json")
+    assert ClipSpec().sampling_of((1, 1)) == "32x2@224 of 256 views=1x1"
+    bicubic = ClipSpec(interpolation="bicubic")
+    assert ClipSpec.model_validate(bicubic.model_dump(mode="json")) == bicubic
+    assert bicubic.sampling_of((1, 1)) == "32x2@224 of 256 bicubic views=1x1"
+    views = [*bicubic.test_views(2, 3), TrainCrop().view(bicubic, generator(0, 0, "key"))]
+    assert {view.interpolation for view in views} == {"bicubic"}
+    assert {view.interpolation for view in ClipSpec().test_views(2, 3)} == {"bilinear"}
+
+
 def test_views_vary_clips_slowest() -> None:
     views = ClipSpec(frames=8, stride=2, size=32).test_views(4, 3)
     assert len(views) == 12

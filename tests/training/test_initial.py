@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from support.training import RECIPE, write_corpus
+from tubelet.clips import ClipSpec
 from tubelet.config import UserError
 from tubelet.inference.bundle import ModelBundle
 from tubelet.training.build import initial_model
@@ -82,6 +83,27 @@ def test_a_variant_alone_follows_its_source(manifest: str, image: str, tmp_path:
     assert overridden.config.heads == 4
     with pytest.raises(UserError, match="takes its size from --init"):
         prepare(request(manifest, tmp_path / "other", "model=model2", init=None))
+
+
+def test_clips_are_cut_as_the_source_was_trained(manifest: str, image: str, tmp_path: Path) -> None:
+    def spec(name: str, *overrides: str, init: str = image) -> ClipSpec:
+        return prepare(request(manifest, tmp_path / name, "model=model2", *overrides, init=init)).spec
+
+    followed = spec("one", "size=null", "short_side=null")
+    assert (followed.size, followed.short_side, followed.interpolation) == (224, 224, "bicubic")
+    asked = spec("two", "short_side=40", "interpolation=bilinear")
+    assert (asked.size, asked.short_side, asked.interpolation) == (32, 40, "bilinear")
+    # A run that goes on cuts them as it began, also where the source is gone.
+    first = prepare(request(manifest, tmp_path / "out", "model=model2", init=image))
+    initial_model(first)
+    write_record(first, "run-id")
+    gone = str(tmp_path / "gone.safetensors")
+    again = prepare(request(manifest, tmp_path / "out", "model=model2", init=gone, resume=True))
+    assert again.spec == first.spec
+    assert first.spec.interpolation == "bicubic"
+    model = str(tmp_path / "out" / INITIAL)
+    assert ModelBundle.load(model).clip == first.spec
+    assert spec("three", "size=null", "short_side=null", init=model).short_side == first.spec.resize_side
 
 
 def test_the_embedding_alone_may_begin_at_random(manifest: str, image: str, tmp_path: Path) -> None:

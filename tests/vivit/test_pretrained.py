@@ -5,6 +5,7 @@ The libraries themselves compute what ours is compared with, on small models wit
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -17,11 +18,13 @@ from support import SHARED
 from support.timm import load_timm
 from torch import Tensor, nn
 from tubelet.vivit import (
+    Preprocessing,
     ViViT,
     ViViTConfig,
     init_from,
     load_huggingface,
     load_model,
+    of_huggingface,
     parameter_count,
     read_pretrained,
     save_model,
@@ -142,12 +145,12 @@ def test_timm_families_are_computed_alike(family: str, side: int, tmp_path: Path
     torch.testing.assert_close(pooled, pool, atol=1e-5, rtol=1e-5)
 
 
-def save_timm(folder: Path, model: Any, name: str, arguments: dict[str, Any]) -> None:
+def save_timm(folder: Path, model: Any, name: str, arguments: dict[str, Any], **said: Any) -> None:
     """A folder as timm pushes it to a hub."""
     save_file(
         {key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors"
     )
-    pretrained = {key: model.pretrained_cfg[key] for key in ("mean", "std", "input_size")}
+    pretrained = {key: model.pretrained_cfg[key] for key in ("mean", "std", "input_size")} | said
     config = {"architecture": name, "model_args": arguments, "num_classes": 0, "pretrained_cfg": pretrained}
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -238,11 +241,31 @@ def test_bare_file_tells_what_it_assumes(tmp_path: Path) -> None:
     found = read_pretrained(tmp_path / "image.safetensors")
     assert found.fields["heads"] == 1
     assert found.resize == "bicubic"
+    assert found.preprocessing == Preprocessing(224, 224, "bicubic")
     assert found.settings("model2")["mean"] == (0.485, 0.456, 0.406)
     model = ViViT(ViViTConfig(variant="model2", frames=1, height=28, width=28, classes=2, **found.size()))
     text = str(init_from(model, tmp_path / "image.safetensors"))
     assert "heads=dim / 64 = 1" in text
     assert "ImageNet" in text
+
+
+def test_preprocessing_follows_the_source(tmp_path: Path) -> None:
+    """As timm's own transform and the processors of transformers make an image their input."""
+    timm = load_timm()
+    theirs = timm.create_model("vit_small_patch14_dinov2", pretrained=False, **TIMM_SMALL)
+    save_timm(tmp_path, theirs, "vit_small_patch14_dinov2", TIMM_SMALL, crop_pct=0.9, interpolation="bicubic")
+    assert read_pretrained(tmp_path).preprocessing == Preprocessing(28, 31, "bicubic")
+    side = {"height": 32, "width": 32}
+    for processor, wanted in (
+        ({"size": {"shortest_edge": 36}, "crop_size": side, "resample": 3}, Preprocessing(32, 36, "bicubic")),
+        ({"size": {"shortest_edge": 36}, "resample": 2}, Preprocessing(28, 36, "bilinear")),
+        ({"size": side, "resample": 2}, Preprocessing(32, 32, "bilinear")),
+        ({"size": 30, "crop_size": 28, "resample": 1}, Preprocessing(28, 30, "bicubic")),
+        ({"do_resize": False, "crop_size": 28}, Preprocessing(28, 28, "bilinear")),
+    ):
+        assert dataclasses.replace(of_huggingface(processor, 28), notes=()) == wanted
+    assert "squeezes" in of_huggingface({"size": side}, 28).notes[0]
+    assert "lanczos: bicubic instead" in of_huggingface({"resample": 1}, 28).notes[-1]
 
 
 def test_timm_models_that_are_no_plain_vit_are_refused_by_name() -> None:

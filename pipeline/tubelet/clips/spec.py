@@ -6,13 +6,20 @@ import re
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from tubelet.clips.tubelets import token_shape
 from tubelet.config import Settings
 from tubelet.video import (
     AtFps,
     Dense,
+    Interpolation,
     JitterCrop,
     Random,
     ResizedCrop,
@@ -50,7 +57,8 @@ class ClipSpec(Settings):
 
     ``stride``: frames between two sampled ones (dense sampling); ``fps`` samples by time instead; with both
     None the frames are spread over the whole video. ``size`` is the side of the square crop, cut after the
-    short side was scaled to ``short_side`` (default: 256/224 of ``size``, as the paper's 256 to 224).
+    short side was scaled to ``short_side`` (default: 256/224 of ``size``, as the paper's 256 to 224), by
+    ``interpolation``.
     """
 
     frames: Positive = 32
@@ -59,6 +67,15 @@ class ClipSpec(Settings):
     size: Positive = 224
     short_side: Positive | None = None
     tubelet: tuple[Positive, Positive, Positive] = (2, 16, 16)
+    interpolation: Interpolation = "bilinear"
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what was not there before it could be set: models of before keep their identity."""
+        found: dict[str, Any] = write(self)
+        if self.interpolation == "bilinear":
+            del found["interpolation"]
+        return found
 
     @model_validator(mode="after")
     def _check(self) -> ClipSpec:
@@ -98,12 +115,22 @@ class ClipSpec(Settings):
 
     def sampling_of(self, views: tuple[int, int]) -> str:
         """What of a video a model sees, for rows: ``32x2@224 of 256 views=4x3``."""
-        return f"{self.sampling} of {self.resize_side} views={views[0]}x{views[1]}"
+        how = "" if self.interpolation == "bilinear" else f" {self.interpolation}"
+        return f"{self.sampling} of {self.resize_side}{how} views={views[0]}x{views[1]}"
 
     def test_views(self, temporal: int = 1, spatial: int = 1) -> list[View]:
         """The ``temporal x spatial`` views of one video, clip by clip (ViViT section 4: 4 x 3)."""
         side, crop = self.resize_side, self.size
-        return list(test_views(self.frames, self.stride, temporal, spatial, side, crop, fps=self.fps))
+        return test_views(
+            self.frames,
+            self.stride,
+            temporal,
+            spatial,
+            side,
+            crop,
+            fps=self.fps,
+            interpolation=self.interpolation,
+        )
 
     def random_time(self, u: float) -> Uniform | Dense | AtFps:
         """The time rule of a training clip; ``u`` in [0, 1) places it."""
@@ -134,7 +161,8 @@ class TrainCrop(Settings):
     def view(self, spec: ClipSpec, draw: np.random.Generator) -> View:
         """The view of one training sample. The count of draws is the same whatever ``crop``."""
         u_time, u_flip, *u = (float(value) for value in draw.random(6))
-        return View(spec.random_time(u_time), self._space(spec, (u[0], u[1], u[2], u[3]), u_flip < self.flip))
+        space = self._space(spec, (u[0], u[1], u[2], u[3]), u_flip < self.flip)
+        return View(spec.random_time(u_time), space, spec.interpolation)
 
     def _space(
         self, spec: ClipSpec, u: tuple[float, float, float, float], flip: bool

@@ -18,11 +18,10 @@ from pydantic import ValidationError
 
 from tubelet.clips import ClipSpec
 from tubelet.config import UserError
-from tubelet.vivit import ViViT, fetch_huggingface, load_huggingface
+from tubelet.vivit import ViViT, fetch_huggingface, load_huggingface, of_huggingface
 
 # Frames between two of a clip: ViViT's 32x2, VideoMAE's 16x4 (each as on Kinetics).
 STRIDES = {"vivit": 2, "videomae": 4}
-_BILINEAR = 2  # PIL's number, which preprocessor_config.json holds
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +51,11 @@ def classifier_folder(uri: str) -> Path | None:
     folder = Path(uri.removeprefix("file://"))
     config = folder / "config.json"
     return folder if config.is_file() and "model_type" in _read_json(config) else None
+
+
+def is_video_classifier(folder: Path) -> bool:
+    """Whether a Hugging Face folder holds a video model of a kind that :func:`read_classifier` reads."""
+    return _read_json(folder / "config.json").get("model_type") in STRIDES
 
 
 def read_classifier(folder: Path, name: str, device: str | torch.device = "cpu") -> Classifier:
@@ -92,25 +96,20 @@ def _clip(model: ViViT, kind: str, preprocessor: Mapping[str, Any], name: str) -
     config = model.config
     if config.height != config.width:
         raise UserError(f"{name}: takes clips of {config.height}x{config.width}; only square ones can be cut")
-    if preprocessor.get("resample", _BILINEAR) != _BILINEAR:
-        logger.warning("%s: its library does not resize bilinearly; clips are scaled so here", name)
+    found = of_huggingface(preprocessor, config.height)
+    for note in found.notes:
+        logger.warning("%s: %s", name, note)
     try:
         return ClipSpec(
             frames=config.frames,
             stride=STRIDES[kind],
             size=config.height,
-            short_side=_short_side(config.height, preprocessor),
+            short_side=max(config.height, found.short_side),
             tubelet=config.tubelet,
+            interpolation=found.interpolation,
         )
     except ValidationError as error:
         raise UserError(f"{name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
-
-
-def _short_side(size: int, preprocessor: Mapping[str, Any]) -> int:
-    """Pixels of the short side before the centre crop of ``size``."""
-    found = preprocessor.get("size") or {}
-    side = found.get("shortest_edge") if isinstance(found, Mapping) else found
-    return max(int(side), size) if side and preprocessor.get("do_resize", True) else size
 
 
 def _preprocessing(preprocessor: Mapping[str, Any]) -> dict[str, Any]:

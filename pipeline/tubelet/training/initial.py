@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tubelet import storage
+from tubelet.clips import ClipSpec
 from tubelet.config import UserError
 from tubelet.inference.bundle import ModelBundle
 from tubelet.storage import StorageOptions
 from tubelet.training.recipe import InitSettings
-from tubelet.vivit import LoadReport, Pretrained, ViViT, init_from, read_pretrained
+from tubelet.vivit import LoadReport, Preprocessing, Pretrained, ViViT, init_from, read_pretrained
 
 # The recipe's word for a way to start Model 3's second attention, where the model's own word differs.
 _TEMPORAL = {"zero_out": "zero_output"}
@@ -27,13 +28,14 @@ class Init:
         name: As the user gave it.
         source: The weights and their source's settings.
         model: Where it is a model of tubelet, that model.
-        labels: Of that model.
+        labels, clip: Of that model.
     """
 
     name: str
     source: Pretrained
     model: ViViT | None = None
     labels: dict[str, list[str]] | None = None
+    clip: ClipSpec | None = None
 
     def fill(self, model: ViViT, settings: InitSettings, labels: dict[str, list[str]]) -> LoadReport:
         """Fill ``model`` in place; a classifier of the very same labels is taken over too.
@@ -71,6 +73,13 @@ class Init:
         tubelet = self.source.fields.get("tubelet")
         return tubelet is not None and tubelet[0] == 1 and (self.source.grid or (1, 0, 0))[0] == 1
 
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How clips are cut for it, where that is known."""
+        if self.clip is None:
+            return self.source.preprocessing
+        return Preprocessing(self.clip.size, self.clip.resize_side, self.clip.interpolation)
+
     def fields(self, variant: str, *, size: bool) -> dict[str, Any]:
         """Model fields that follow the source: what its weights mean and, with ``size``, its dimensions."""
         return self.source.settings(variant) | (self.source.size() if size else {})
@@ -85,7 +94,7 @@ def read_init(name: str, tracking_uri: str | None, options: StorageOptions) -> I
     try:
         if _is_ours(name):
             bundle = ModelBundle.load(name, tracking_uri, options)
-            return Init(name, read_pretrained(bundle.model), bundle.model, bundle.labels)
+            return Init(name, read_pretrained(bundle.model), bundle.model, bundle.labels, bundle.clip)
         return Init(name, read_pretrained(name))
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         raise UserError(f"--init {name}: {error}") from error

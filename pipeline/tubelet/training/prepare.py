@@ -115,8 +115,7 @@ def prepare(request: Request) -> Prepared:
     examples = load_examples(table, recipe.head_columns, multilabel=recipe.multilabel)
     _check_resume(request, record, examples)
     validation = _validation_examples(request, table, examples)
-    config = _model_config(request, record, examples.labels)
-    spec = _clip_spec(recipe, config)
+    config, spec = _model_and_clip(request, record, examples.labels)
     total, warmup = recipe.length(len(examples))
     start, torn = None, dict[int, str]()
     if record is not None:
@@ -126,22 +125,27 @@ def prepare(request: Request) -> Prepared:
     )
 
 
-def _model_config(
+def _model_and_clip(
     request: Request, record: dict[str, Any] | None, labels: dict[str, list[str]]
-) -> ViViTConfig:
-    """The model of the recipe, with what the weights of ``--init`` decide; of a run that goes on, its own."""
+) -> tuple[ViViTConfig, ClipSpec]:
+    """Model and clip of the recipe, with what ``--init`` decides of them; of a run that goes on, its own."""
     recipe, options = request.recipe, request.options
     if record is not None and record.get("init"):
-        if "config" in record:
-            return ViViTConfig.from_dict(record["config"])
         first = storage.join(request.out, INITIAL, MODEL_FILE)
+        if "config" in record:
+            config = ViViTConfig.from_dict(record["config"])
+            clip = record.get("clip")
+            return config, ClipSpec.model_validate(clip) if clip else _clip_spec(recipe, config)
         if storage.exists(first, options):
-            return ModelBundle.load(first, options=options).model.config
-    if request.init:
-        return model_config(recipe, labels, read_init(request.init, request.tracking_uri, options))
-    if recipe.freeze != "none" and not request.resume:
+            config = ModelBundle.load(first, options=options).model.config
+            return config, _clip_spec(recipe, config)
+    init = read_init(request.init, request.tracking_uri, options) if request.init else None
+    if init is None and recipe.freeze != "none" and not request.resume:
         raise UserError(f"freeze={recipe.freeze} needs --init: without it, random weights would stay random")
-    return model_config(recipe, labels)
+    if init is not None:
+        recipe = recipe.following(init.preprocessing)
+    config = model_config(recipe, labels, init)
+    return config, _clip_spec(recipe, config)
 
 
 def _validation_examples(request: Request, table: pa.Table, examples: Examples) -> Examples | None:
@@ -173,8 +177,8 @@ def model_config(recipe: Recipe, labels: dict[str, list[str]], init: Init | None
     sizes = {head: len(names) for head, names in labels.items()}
     fields: dict[str, Any] = {
         "frames": recipe.frames,
-        "height": recipe.size,
-        "width": recipe.size,
+        "height": recipe.size or 224,
+        "width": recipe.size or 224,
         "dropout": recipe.regularisation.dropout,
         "attention_dropout": recipe.regularisation.attention_dropout,
         "stochastic_depth": recipe.regularisation.droplayer,
@@ -234,6 +238,7 @@ def write_record(prepared: Prepared, run_id: str) -> None:
         "manifest": storage.normalise_uri(prepared.request.manifest),
         "init": prepared.request.init,
         "config": prepared.config.to_dict(),
+        "clip": prepared.spec.model_dump(mode="json"),
         "run_id": run_id,
     }
     target = storage.join(prepared.request.out, RECORD)

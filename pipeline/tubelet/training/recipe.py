@@ -19,6 +19,9 @@ from tubelet.config import Settings, load_settings, read_yaml, valid_keys
 
 if TYPE_CHECKING:
     from tubelet.clips import ClipSpec
+    from tubelet.vivit import Preprocessing
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 # What a resumed run may change without altering a single batch or weight.
 RESUMABLE = frozenset(
@@ -174,8 +177,10 @@ class Recipe(Settings):
     frames: Count = 32
     stride: Count | None = 2  # frames between two of the clip; null with fps null: the whole video
     fps: Positive | None = None  # sample by time instead of by stride
-    size: Count = 224  # crop side, pixels
-    short_side: Count | None = None  # before the crop; null: size * 256 / 224
+    size: Count | None = 224  # crop side, pixels; null: that of the weights of --init
+    # Before the crop; null: as the weights of --init have it for their size, else size * 256 / 224.
+    short_side: Count | None = None
+    interpolation: Interpolation | None = None  # null: that of the weights of --init, else bilinear
 
     # Length and batch
     batch: Count = 64  # global, whatever the number of workers
@@ -265,6 +270,17 @@ class Recipe(Settings):
             warmup = int(steps * total / planned) if planned else int(steps)
         return total, min(warmup, total)
 
+    def following(self, source: Preprocessing | None) -> Recipe:
+        """With what it leaves open of a clip's size and interpolation as ``source`` has it."""
+        if source is None:
+            size, short_side, interpolation = self.size or 224, self.short_side, self.interpolation
+        else:
+            size = self.size or source.size
+            short_side = self.short_side or max(size, round(size * source.short_side / source.size))
+            interpolation = self.interpolation or source.interpolation
+        filled = {"size": size, "short_side": short_side, "interpolation": interpolation or "bilinear"}
+        return self.model_copy(update=filled)
+
     def clip_spec(self, tubelet: tuple[int, int, int]) -> ClipSpec:
         """How a clip is cut for a model with this ``tubelet`` (frames, height, width)."""
         from tubelet.clips import ClipSpec
@@ -273,9 +289,10 @@ class Recipe(Settings):
             frames=self.frames,
             stride=None if self.fps is not None else self.stride,
             fps=self.fps,
-            size=self.size,
+            size=self.size or 224,
             short_side=self.short_side,
             tubelet=tubelet,
+            interpolation=self.interpolation or "bilinear",
         )
 
     def changed(self, other: Recipe) -> list[str]:

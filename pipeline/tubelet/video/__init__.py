@@ -7,7 +7,16 @@ decodes in a child process that no file can take down with it.
 from tubelet.video.content import Content
 from tubelet.video.decode import Clip, Decoded, decode_clip, decode_views, probe
 from tubelet.video.errors import TRANSIENT, DecodeError, DecoderStartError, ErrorCode, Status, to_retry
-from tubelet.video.framing import Box, JitterCrop, Placement, ResizedCrop, ShortSide, SpaceRule, Stretch
+from tubelet.video.framing import (
+    Box,
+    Interpolation,
+    JitterCrop,
+    Placement,
+    ResizedCrop,
+    ShortSide,
+    SpaceRule,
+    Stretch,
+)
 from tubelet.video.info import VideoInfo
 from tubelet.video.limits import Limits
 from tubelet.video.sampling import (
@@ -39,6 +48,7 @@ __all__ = [
     "Dense",
     "ErrorCode",
     "Frames",
+    "Interpolation",
     "JitterCrop",
     "Limits",
     "Linspace",

@@ -245,7 +245,7 @@ class _ClipBuffers:
     def _begin(self, frame: Any) -> None:
         self.frame = frame
         self.shape = _shape(self._video, frame)
-        placements = [view.space.place(self.shape.height, self.shape.width) for view in self._views]
+        placements = [view.place(self.shape.height, self.shape.width) for view in self._views]
         shapes = [(n, *p.size, 3) for n, p in zip(self._lengths, placements, strict=True)]
         sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
         if sum(sizes) > self._video.budget.limits.memory_bytes:
@@ -259,11 +259,12 @@ class _ClipBuffers:
 
     def _fit(self, shape: Shape, view: int) -> Placement:
         """Where the size changes in mid-stream, every picture still fills its clip."""
-        placement = self._views[view].space.place(shape.height, shape.width)
+        placement = self._views[view].place(shape.height, shape.width)
         height, width = self.clips[view].shape[1:3]
         if placement.size == (height, width):
             return placement
-        return Placement(Box(0, 0, shape.height, shape.width), height, width, Box(0, 0, height, width))
+        whole, all_of_it = Box(0, 0, shape.height, shape.width), Box(0, 0, height, width)
+        return Placement(whole, height, width, all_of_it, interpolation=placement.interpolation)
 
 
 class _Pass:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
+
+Interpolation = Literal["bilinear", "bicubic"]
+"""How pixels are resized; either way over the area that a pixel of a smaller picture covers."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,15 @@ class Placement:
     width: int
     crop: Box
     flip: bool = False
+    interpolation: Interpolation = "bilinear"
 
     def scales_like(self, other: Placement) -> bool:
         """Whether both resize the same part to the same size, whatever they cut from it."""
-        return self is other or (self.source, self.height, self.width) == (
-            other.source,
-            other.height,
-            other.width,
-        )
+        return self is other or self._scaling == other._scaling
+
+    @property
+    def _scaling(self) -> tuple[Box, int, int, str]:
+        return self.source, self.height, self.width, self.interpolation
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """From a decoded frame to RGB pixels: right side up, scaled, cropped.
 
-Scaling is swscale's bilinear, at the end of which the small picture becomes RGB. Colour matrix and range are
-the frame's; where it names none, swscale takes BT.601. Interlaced frames are one picture of two woven fields,
-as the decoder gives them; scaling down blends the fields.
+Scaling is swscale's bilinear or bicubic, at the end of which the small picture becomes RGB. Colour matrix and
+range are the frame's; where it names none, swscale takes BT.601. Interlaced frames are one picture of two
+woven fields, as the decoder gives them; scaling down blends the fields.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ Pixels = npt.NDArray[np.uint8]
 # colour, and slower.
 _PLANES = "gbrp"
 _RED, _GREEN, _BLUE = 2, 0, 1
+_INTERPOLATIONS = {"bilinear": Interpolation.BILINEAR, "bicubic": Interpolation.BICUBIC}
 # What layers fill of an RGB picture, by how many there are.
 _CHANNELS: dict[int, tuple[int | slice, ...]] = {1: (slice(3),), 3: (0, 1, 2)}
 _SCALED_IN_PLANES = {
@@ -158,7 +159,7 @@ class Painter:
             )
         height, width = shape.orientation.size(placement.height, placement.width)
         pix_fmt = frame.format.name
-        key = (frame.width, frame.height, pix_fmt, width, height)
+        key = (frame.width, frame.height, pix_fmt, width, height, placement.interpolation)
         scaler = self._scalers.get(key)
         if scaler is None:
             if len(self._scalers) >= 32:
@@ -166,9 +167,8 @@ class Painter:
             scaler = self._scalers[key] = VideoReformatter()
         in_planes = pix_fmt in _SCALED_IN_PLANES and (width, height) != (frame.width, frame.height)
         target = _PLANES if in_planes else "rgb24"
-        scaled = scaler.reformat(
-            frame, width, height, target, interpolation=Interpolation.BILINEAR, threads=1
-        )
+        how = _INTERPOLATIONS[placement.interpolation]
+        scaled = scaler.reformat(frame, width, height, target, interpolation=how, threads=1)
         planes = scaled.planes
         if in_planes:
             return [_pixels(planes[i], (height, width)) for i in (_RED, _GREEN, _BLUE)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tubelet.video.framing import ShortSide, SpaceRule
+from tubelet.video.framing import Interpolation, Placement, ShortSide, SpaceRule
 from tubelet.video.sampling import AtFps, Dense, Linspace, Middle, TimeRule, Uniform
 
 
@@ -14,6 +14,11 @@ class View:
 
     time: TimeRule
     space: SpaceRule
+    interpolation: Interpolation = "bilinear"
+
+    def place(self, height: int, width: int) -> Placement:
+        """Which part of a picture of ``height x width`` pixels, and how it is resized."""
+        return replace(self.space.place(height, width), interpolation=self.interpolation)
 
 
 def test_views(  # noqa: PLR0917 - the order of arguments is a contract
@@ -25,6 +30,7 @@ def test_views(  # noqa: PLR0917 - the order of arguments is a contract
     crop: int | None,
     *,
     fps: float | None = None,  # noqa: PT028 - not a test
+    interpolation: Interpolation = "bilinear",  # noqa: PT028
 ) -> list[View]:
     """The paper's evaluation: ``temporal`` evenly spread clips times ``spatial`` crops along the longer side.
 
@@ -48,7 +54,7 @@ def test_views(  # noqa: PLR0917 - the order of arguments is a contract
         spaces = [ShortSide(short_side, crop)]
     else:
         spaces = [ShortSide(short_side, crop, k / (spatial - 1), ceil=True) for k in range(spatial)]
-    return [View(time, space) for time in times for space in spaces]
+    return [View(time, space, interpolation) for time in times for space in spaces]
 
 
 # pytest would collect a function of this name wherever a test imports it.

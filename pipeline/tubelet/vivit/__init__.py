@@ -2,10 +2,11 @@
 
 from tubelet.vivit.config import ViViTConfig
 from tubelet.vivit.counting import PRESETS, gmacs, macs_by_part, parameter_count, parameters_by_part
-from tubelet.vivit.files import load_model, read_header, save_model
+from tubelet.vivit.files import is_ours, load_model, read_header, save_model
 from tubelet.vivit.huggingface import load_huggingface, save_huggingface
 from tubelet.vivit.initialise import initialise
 from tubelet.vivit.model import ViViT, fold_normalisation
+from tubelet.vivit.preprocessing import Preprocessing, of_huggingface
 from tubelet.vivit.report import LoadReport
 from tubelet.vivit.rollout import attention_rollout, heat_maps
 from tubelet.vivit.scenic import load_scenic, to_scenic
@@ -24,6 +25,7 @@ __all__ = [
     "PRESETS",
     "InitOptions",
     "LoadReport",
+    "Preprocessing",
     "Pretrained",
     "ViViT",
     "ViViTConfig",
@@ -37,10 +39,12 @@ __all__ = [
     "init_from_image",
     "init_from_vivit",
     "initialise",
+    "is_ours",
     "load_huggingface",
     "load_model",
     "load_scenic",
     "macs_by_part",
+    "of_huggingface",
     "parameter_count",
     "parameters_by_part",
     "read_header",

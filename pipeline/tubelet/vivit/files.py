@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tubelet._version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
@@ -35,6 +35,19 @@ def save_model(path: str | os.PathLike[str], model: ViViT, metadata: dict[str, A
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether a safetensors file is one that `save_model` wrote.
+
+    Raises:
+        ValueError: No safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from error
 
 
 def load_model(

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tubelet.vivit import families, timm_models
+from tubelet.vivit import families, preprocessing, timm_models
 from tubelet.vivit.config import ViViTConfig
-from tubelet.vivit.files import FORMAT, load_model
+from tubelet.vivit.files import is_ours, load_model
 from tubelet.vivit.foreign import from_npz, from_weights
 from tubelet.vivit.huggingface import IMAGENET, config_from_huggingface, read_json, read_weights
 from tubelet.vivit.model import ViViT
+from tubelet.vivit.preprocessing import Preprocessing
 from tubelet.vivit.report import LoadReport
 from tubelet.vivit.scenic import read_arrays, to_scenic
 from tubelet.vivit.transfer import InitOptions, Source, transfer
@@ -52,6 +52,7 @@ class Pretrained:
         resize: How the source's library resizes positions.
         notes: What was assumed.
         known: Whether a config said what `fields` holds beyond shapes.
+        preprocessing: How the source's library makes an image its input, where that is said.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Pretrained:
     resize: str = "corners"
     notes: tuple[str, ...] = ()
     known: bool = False
+    preprocessing: Preprocessing | None = None
 
     def settings(self, variant: str) -> dict[str, Any]:
         """Fields for a model of this variant and of any size: what the weights mean, and preprocessing."""
@@ -166,8 +168,8 @@ def read_pretrained(source: Weights) -> Pretrained:
         return _of_arrays(source, "the given arrays")
     name = os.fspath(source)
     if name.startswith("timm:"):
-        state, fields = _fetch(name, lambda: timm_models.fetch(name[5:]))
-        return _of_weights(state, name, fields, resize="bicubic_antialias")
+        state, fields, said = _fetch(name, lambda: timm_models.fetch(name[5:]))
+        return _of_weights(state, name, fields, said, resize="bicubic_antialias")
     path = fetch_huggingface(name[3:]) if name.startswith("hf:") else Path(name)
     if path.is_dir():
         return _of_folder(path, name)
@@ -187,7 +189,7 @@ def _of_file(path: Path) -> Pretrained:
     if path.suffix == ".npz":
         return _of_arrays(read_arrays(path), path.name)
     if path.suffix == ".safetensors":
-        if _is_ours(path):
+        if is_ours(path):
             return _of_ours(load_model(path)[0], path.name)
         return _bare(load_file(path), path.name)
     if path.suffix in (".pt", ".pth", ".bin"):
@@ -211,12 +213,12 @@ def _load_pickle(path: Path) -> Mapping[str, Tensor]:
 
 def _of_folder(folder: Path, name: str) -> Pretrained:
     ours = folder / "model.safetensors"
-    if ours.is_file() and _is_ours(ours):
+    if ours.is_file() and is_ours(ours):
         return _of_ours(load_model(ours)[0], name)
     theirs = read_json(folder / "config.json")
     if timm_models.is_timm_folder(theirs):
-        fields = timm_models.fields_of_folder(folder)
-        return _of_weights(read_weights(folder), name, fields, resize="bicubic_antialias")
+        fields, as_timm = timm_models.read_folder(folder)
+        return _of_weights(read_weights(folder), name, fields, as_timm, resize="bicubic_antialias")
     preprocessor = read_json(folder / "preprocessor_config.json", missing_ok=True)
     config = config_from_huggingface(theirs, preprocessor)
     fields = {one.name: getattr(config, one.name) for one in dataclasses.fields(config)}
@@ -224,13 +226,16 @@ def _of_folder(folder: Path, name: str) -> Pretrained:
     if not preprocessor:
         notes = (f"no preprocessor_config.json: mean={config.mean}, std={config.std}",)
     resize = _RESIZE.get(theirs["model_type"], "bicubic")
-    return _of_weights(read_weights(folder), name, fields, resize=resize, grid=config.grid, notes=notes)
+    said = preprocessing.of_huggingface(preprocessor, config.height) if preprocessor else None
+    state = read_weights(folder)
+    return _of_weights(state, name, fields, said, resize=resize, grid=config.grid, notes=notes)
 
 
 def _of_weights(
     state: Mapping[str, Tensor],
     name: str,
     fields: Mapping[str, Any],
+    said: Preprocessing | None,
     *,
     resize: str,
     grid: tuple[int, int, int] | None = None,
@@ -240,7 +245,10 @@ def _of_weights(
     height, width = fields["height"] // fields["tubelet"][1], fields["width"] // fields["tubelet"][2]
     weights = families.read(state, height * width)
     grid = grid or (1, height, width)
-    return Pretrained(name, fields, weights, grid=grid, resize=resize, notes=notes, known=True)
+    notes += () if said is None else said.notes
+    return Pretrained(
+        name, fields, weights, grid=grid, resize=resize, notes=notes, known=True, preprocessing=said
+    )
 
 
 def _of_arrays(arrays: Mapping[str, Any], name: str) -> Pretrained:
@@ -272,26 +280,21 @@ def _bare(arrays: Mapping[str, Any], name: str) -> Pretrained:
         fields["activation"] = "gelu_tanh"
     # DINOv2 is the family with layer scale and positions, and it resizes without antialiasing.
     resize = "bicubic" if weights.has_layer_scale and not fields["registers"] else "bicubic_antialias"
+    side = max(1, 224 // fields["tubelet"][1]) * fields["tubelet"][1]
     assumed = {
         "heads": f"dim / 64 = {fields['heads']}",
         "mean": f"{mean} and std={std} of ImageNet",
         "activation": fields["activation"],
         "resize": resize,
+        "size": f"{side}, the short side too, interpolation=bicubic",
     }
     notes = tuple(f"a file without settings: taken as {key}={value}" for key, value in assumed.items())
-    return dataclasses.replace(found, fields=fields, resize=resize, notes=notes)
+    made = Preprocessing(side, side, "bicubic")
+    return dataclasses.replace(found, fields=fields, resize=resize, notes=notes, preprocessing=made)
 
 
 def _has_time(source: Source) -> bool:
     return any(key.startswith("TemporalTransformer") or "_time/" in key for key in source.arrays)
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from error
 
 
 def _differences(theirs: Mapping[str, Any], ours: ViViTConfig) -> tuple[str, ...]:

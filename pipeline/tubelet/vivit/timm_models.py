@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tubelet.vivit.preprocessing import Preprocessing, of_timm
+
 _POOLS = {"token": "token", "avg": "gap", "map": "map"}
 _ACTIVATIONS = {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
 _BLOCKS = ("Block", "LayerScaleBlock", "EvaBlock")
@@ -44,8 +46,8 @@ def is_timm_folder(config: Mapping[str, Any]) -> bool:
     return "architecture" in config and "model_type" not in config
 
 
-def fields_of_folder(folder: Path) -> dict[str, Any]:
-    """Fields of a folder in timm's format; the model is built without memory for weights."""
+def read_folder(folder: Path) -> tuple[dict[str, Any], Preprocessing]:
+    """Fields and preprocessing of a folder in timm's format; the model is built without its weights."""
     config = json.loads((folder / "config.json").read_text())
     name, arguments = str(config["architecture"]), dict(config.get("model_args") or {})
     # Nothing that makes timm fetch or read another file: the folder is not to be trusted.
@@ -63,13 +65,18 @@ def fields_of_folder(folder: Path) -> dict[str, Any]:
         raise
     except Exception as error:
         raise ValueError(f"timm cannot make its {name} of this config.json: {error}") from error
-    return timm_fields(model, config.get("pretrained_cfg", {}))
+    return _said(model, config.get("pretrained_cfg", {}))
 
 
-def fetch(name: str) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-    """Weights and fields of timm's model `name`, from timm's cache or the network."""
+def fetch(name: str) -> tuple[Mapping[str, Tensor], dict[str, Any], Preprocessing]:
+    """Weights, fields and preprocessing of timm's model `name`, from timm's cache or the network."""
     model = timm_package().create_model(name, pretrained=True)
-    return model.state_dict(), timm_fields(model, model.pretrained_cfg)
+    return model.state_dict(), *_said(model, model.pretrained_cfg)
+
+
+def _said(model: nn.Module, pretrained: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing]:
+    fields = timm_fields(model, pretrained)
+    return fields, of_timm(pretrained, fields["height"])
 
 
 def timm_fields(model: nn.Module, pretrained: Mapping[str, Any]) -> dict[str, Any]:
