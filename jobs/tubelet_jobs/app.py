@@ -32,6 +32,7 @@ JOBS: dict[str, Job] = {
     ),
     "evaluate": Job("Measure a model on the labelled videos of a split."),
     "label": Job("Label every video of a bucket, one row per video.", "the same command goes on"),
+    "embed": Job("Embed every video of a bucket, one row per video.", "the same command goes on"),
     "review": Job("Make one HTML page of what was labelled."),
     "submit": Job("Run a job on a Ray cluster."),
     "jobs": Job("List the jobs of a Ray cluster, look at one, read its log, stop it."),

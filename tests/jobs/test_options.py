@@ -35,6 +35,9 @@ NAMES = {
     " --stride --max-error-rate --retry-errors --new-version --export --review-limit --workers --predictors"
     " --gpus --experiment --ray-address --tracking-uri --anonymous --single-writer --break-lock"
     " --deadline --max-frames --memory --dry-run",
+    "embed": "source --model --out --include --clips --per-frame --type --frames --stride --size"
+    " --max-error-rate --retry-errors --workers --predictors --gpus --tracking-uri --anonymous"
+    " --single-writer --break-lock --ray-address --deadline --max-frames --memory --dry-run",
     "review": "predictions --out --limit --frames --height --anonymous --dry-run",
     "submit": "job --address --name --wait --no-wait --pip --shared-fs --dry-run",
     "jobs": "action name --address --follow",

@@ -16,7 +16,7 @@ from tubelet import storage
 from tubelet.config import UserError
 
 # Jobs that make sense on a cluster; `demo` brings a server of its own, `bench` measures this machine.
-_JOBS = ("index", "prepare", "train", "evaluate", "label", "review")
+_JOBS = ("index", "prepare", "train", "evaluate", "label", "embed", "review")
 # Parameters that are places, with the flag to name in an error.
 _PLACES = {
     "src": "SRC",
@@ -27,6 +27,7 @@ _PLACES = {
     "model": "--model",
     "models": "--model",
     "init": "--init",
+    "features": "--features",
 }
 # Variables that name a server.
 _SERVERS = (
@@ -79,7 +80,8 @@ def plan_job(argv: Sequence[str], *, shared: Sequence[str] = (), env: Mapping[st
                 target = f"files/{name}{Path(value).suffix}"
                 files[target], replaced[value] = Path(value), target
     servers = {name: env[name] for name in _SERVERS if env.get(name)}
-    if "tracking_uri" in params:
+    # `embed` writes to no tracking server, and reads from one only what models:/ and runs:/ name.
+    if "tracking_uri" in params and (argv[0] != "embed" or params["tracking_uri"]):
         uri = params["tracking_uri"]
         _check_tracking(uri, shared)
         servers.pop("MLFLOW_TRACKING_URI", None)

@@ -24,12 +24,12 @@ from tubelet import storage
 from tubelet._version import NewerSchemaError
 from tubelet.clips import ClipSpec
 from tubelet.config import UserError
-from tubelet.inference.classifiers import classifier_folder, read_classifier
+from tubelet.inference.classifiers import classifier_folder, is_video_classifier, read_classifier
 from tubelet.inference.integrity import MARKER, what_is_torn
 from tubelet.storage import StorageOptions
 from tubelet.tracking import ModelLink, model_link, resolve_model
 from tubelet.tracking.registry import MODEL_FILE
-from tubelet.vivit import ViViT, load_model, save_model
+from tubelet.vivit import ViViT, is_ours, load_model, save_model
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class ModelBundle:
     def _of_huggingface(cls, folder: Path, name: str, device: str | torch.device) -> ModelBundle:
         found = read_classifier(folder, name, device)
         bundle = cls(found.model, {"label": found.labels}, found.clip, found.multilabel, found.metadata, name)
-        bundle.identity = f"sha256:{_digest(bundle)}"
+        bundle.identity = content_identity(bundle)
         bundle.link = ModelLink(name, None)
         return bundle
 
@@ -155,9 +155,34 @@ class ModelBundle:
             metadata,
             source,
         )
-        bundle.identity = (link.identity if link else None) or f"sha256:{_digest(bundle)}"
+        bundle.identity = (link.identity if link else None) or content_identity(bundle)
         bundle.link = link or ModelLink(source, bundle.run_id)
         return bundle
+
+
+def is_model(source: str) -> bool:
+    """Whether ``source`` is a MODEL, rather than weights that a model can begin with.
+
+    Local paths are looked into; elsewhere there are only MODELs.
+    """
+    if source.startswith(("runs:/", "models:/")) or storage.is_remote(source):
+        return True
+    if source.startswith(("timm:", "hf:")):
+        return source.startswith("hf:") and _is_classifier(source)
+    path = Path(storage.normalise_uri(source))
+    if path.is_dir():
+        return _is_classifier(source) if (path / "config.json").exists() else True
+    return path.is_file() and is_ours(path)
+
+
+def _is_classifier(uri: str) -> bool:
+    folder = classifier_folder(uri)
+    return folder is not None and is_video_classifier(folder)
+
+
+def content_identity(bundle: ModelBundle) -> str:
+    """What names a model that is registered nowhere: its content."""
+    return f"sha256:{_digest(bundle)}"
 
 
 def find_link(bundle: ModelBundle, tracking_uri: str | None) -> ModelLink:

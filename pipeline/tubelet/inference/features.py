@@ -24,6 +24,7 @@ from tubelet.clips import Batch, ClipSpec
 from tubelet.clips.decoder import numbered
 from tubelet.config import Settings, UserError
 from tubelet.corpus.manifest import ManifestSlices
+from tubelet.decode_limits import DecodeLimits
 from tubelet.error_rate import ErrorRate, MaxErrorRate
 from tubelet.inference.bundle import ModelBundle
 from tubelet.inference.driver import Driver
@@ -50,7 +51,7 @@ from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
 from tubelet.storage.errors import cannot_write
 from tubelet.storage.lock import OutputLock
 from tubelet.storage.pinned import retry_if_changed
-from tubelet.video import ErrorCode, Limits, Status, to_retry
+from tubelet.video import ErrorCode, Status, to_retry
 from tubelet.vivit import ViViT, fold_normalisation
 
 __all__ = [
@@ -83,6 +84,7 @@ class FeatureSettings(Settings):
         workers: decode workers; None: one per CPU.
         predictors: apart from the decode workers; None: one per GPU.
         gpus: GPUs of each predictor; None: one where there are any.
+        limits: what one video may cost.
     """
 
     max_error_rate: MaxErrorRate = 0.2
@@ -91,7 +93,7 @@ class FeatureSettings(Settings):
     predictors: int | None = Field(default=None, ge=0)
     gpus: float | None = Field(default=None, ge=0)
     storage: StorageOptions = DEFAULT_OPTIONS
-    limits: Limits = Limits()
+    limits: DecodeLimits = DecodeLimits()
 
 
 @dataclass
@@ -277,6 +279,7 @@ class FeatureTable:
         clip, clips: how clips are cut, and how many of each video.
         job: what is made of each.
         flag: of the command line, which sets the table's place.
+        name: of the job, for messages.
     """
 
     bundle: ModelBundle
@@ -285,6 +288,7 @@ class FeatureTable:
     job: FeatureJob
     settings: FeatureSettings
     flag: str = "--features"
+    name: str = "tubelet train"
 
     def make(
         self, manifest: str, out: str, start_ray: Callable[[], None], select: Select | None = None
@@ -329,11 +333,11 @@ class FeatureTable:
         options, shape = self.settings.storage, self.job.shape
         with ExitStack() as stack:
             try:
-                lock = stack.enter_context(OutputLock(out, job="features", options=options))
-                files = OutputFiles(out, options, lock.check)
+                lock = stack.enter_context(OutputLock(out, job=self.name, options=options))
+                files = OutputFiles(out, options, lock.check, self.name)
                 made = {"model": self.job.identity, "sampling": self.job.sampling}
                 description = made | {"column": shape.column, "width": str(shape.width), "dtype": shape.dtype}
-                check_or_init_output(files, description)
+                check_or_init_output(files, description, new_version=None)
             except (UserError, OSError) as error:
                 if not cannot_write(error):
                     raise
@@ -354,7 +358,7 @@ class FeatureTable:
         if plan.requests:
             start_ray()
             check_reachable(files, [shard.name for shard in plan.shards[:1]])
-            decode = DecodeJob((self.clip,), (self.clips, 1), settings.storage, settings.limits)
+            decode = DecodeJob((self.clip,), (self.clips, 1), settings.storage, settings.limits.limits())
             layout = plan_resources(
                 ray.cluster_resources(),
                 decode,

@@ -44,6 +44,7 @@ class OutputFiles:
 
     Args:
         check_owner: raises when this job is no longer the output's owner.
+        job: that makes it, for messages.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class OutputFiles:
         uri: str,
         options: StorageOptions | None = None,
         check_owner: Callable[[], None] = lambda: None,
+        job: str = "tubelet label",
     ) -> None:
+        self.job = job
         self.uri = storage.normalise_uri(uri)
         self.options = options or StorageOptions()
         self.check_owner = check_owner
@@ -85,7 +88,7 @@ class OutputFiles:
         path = self.path(name)
         while True:
             data, etag = with_retries(lambda: storage.read_version(path, self.options))
-            with _damage_named(path):
+            with _damage_named(path, self.job):
                 changed = change(data)
             self.check_owner()
             if with_retries(partial(storage.put_if_unchanged, path, changed, etag, self.options)):
@@ -131,14 +134,14 @@ class OutputFiles:
             found = storage.stat(path, self.options)
             if found is None:
                 raise FileNotFoundError(f"{path} does not exist")
-            with _damage_named(path):
+            with _damage_named(path, self.job):
                 return read(open_pinned(found, self.options))
 
         return retry_if_changed(lambda: with_retries(attempt))
 
 
 @contextmanager
-def _damage_named(path: str) -> Iterator[None]:
+def _damage_named(path: str, job: str) -> Iterator[None]:
     """Arrow's complaints about a file, and not what a store says of itself, in words that help."""
     try:
         yield
@@ -148,25 +151,28 @@ def _damage_named(path: str) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
             f"{path} cannot be read, it was cut off or damaged ({reason}): delete it and run the"
-            " same `tubelet label` again, which makes its rows anew"
+            f" same `{job}` again, which makes its rows anew"
         ) from error
 
 
 def check_or_init_output(
-    files: OutputFiles, description: Mapping[str, Any], *, new_version: bool = False
+    files: OutputFiles, description: Mapping[str, Any], *, new_version: bool | None = False
 ) -> None:
     """Make ``files`` the output of what ``description`` names, so that readers see one model's rows.
 
+    Args:
+        new_version: rows of another description are moved out of the way; None: no flag would do that.
+
     Raises:
         UserError: it holds rows of another model, sampling or shape of rows, and ``new_version`` is not
-            set; or files that no labelling job wrote.
+            set; or files that no such job wrote.
     """
     names = files.names()
     parts = [name for name in names if name.endswith(".parquet") and not name.startswith("_")]
     if DESCRIPTION not in names:
         if parts:
             raise UserError(
-                f"{files.uri} holds Parquet files that no labelling job wrote: choose another --out"
+                f"{files.uri} holds Parquet files that no `{files.job}` wrote: choose another --out"
             )
         files.write(DESCRIPTION, _encode(description))
         return
@@ -178,9 +184,10 @@ def check_or_init_output(
         return
     if not new_version:
         changes = ", ".join(f"{n} {former.get(n)!r} is now {description[n]!r}" for n in differing)
+        flag = f", or set --new-version to move the former rows under {VERSIONS}/"
         raise UserError(
-            f"{files.uri} holds predictions made otherwise: {changes}.\n"
-            f"Choose another --out, or set --new-version to move the former rows under {VERSIONS}/"
+            f"{files.uri} holds rows made otherwise: {changes}.\n"
+            f"Choose another --out{'' if new_version is None else flag}"
         )
     _set_aside(files, former, parts)
     files.write(DESCRIPTION, _encode(description))
