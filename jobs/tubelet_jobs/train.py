@@ -37,7 +37,11 @@ class NamedRecipe(TrainSettings):
     def _default(self) -> str:
         """The recipe of a run that names none: one that fits few labels where there are weights to freeze."""
         from tubelet.training.default import few_labels
+        from tubelet.training.prepare import read_record
 
+        record = read_record(self.out, self.options) if self.resume else None
+        if record is not None:
+            return "frozen" if record["recipe"].get("selection") else "tiny"
         if self.init is None:
             return "tiny"
         frozen = load_recipe("frozen", self.overrides)

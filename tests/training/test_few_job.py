@@ -17,6 +17,7 @@ from support.vivit import randomised
 from tubelet.clips import ClipSpec
 from tubelet.config import UserError
 from tubelet.corpus.manifest import read_manifest
+from tubelet.evaluation.config import EvaluateConfig
 from tubelet.evaluation.evaluate import evaluate_model
 from tubelet.inference.bundle import ModelBundle
 from tubelet.training.build import initial_model
@@ -24,6 +25,7 @@ from tubelet.training.default import few_labels
 from tubelet.training.few import job
 from tubelet.training.few.candidates import Candidate
 from tubelet.training.few.choose import Choice, choose
+from tubelet.training.few.curve_job import CurveJob, lines
 from tubelet.training.few.folds import Folds
 from tubelet.training.few.job import fit_few
 from tubelet.training.few.task import Task
@@ -148,6 +150,25 @@ def test_second_run_opens_no_video_and_chooses_the_same(done: Fit, tmp_path: Pat
     resumed, _ = run(asked.model_copy(update={"resume": True}), never)
     assert resumed["chosen"] == summary["chosen"]
     assert resumed["run_id"] == summary["run_id"]
+
+
+def test_learning_curve_of_the_model_opens_no_video(done: Fit, tmp_path: Path) -> None:
+    config = EvaluateConfig(
+        model=done.request.out,
+        manifest=done.request.manifest,
+        tracking_uri=done.request.tracking_uri,
+        out=str(tmp_path / "curve"),
+        learning_curve=True,
+    )
+    curve, summary = CurveJob(config).run(never)
+    assert summary["ok"] == done.summary["clips"]
+    assert [point.labels for point in curve.points] == [5, 7]
+    assert "too few points" in "\n".join(lines(curve))
+    assert (
+        json.loads((tmp_path / "curve" / "learning_curve.json").read_text("utf-8"))["curve"] == curve.rows()
+    )
+    with pytest.raises(UserError, match="exists and is no learning curve"):
+        CurveJob(config.model_copy(update={"out": done.request.out}))
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -12,7 +15,18 @@ from tubelet.training.few.task import Floats, Task
 from tubelet.vivit import ViViT
 
 
-def fit_chosen(candidate: Candidate, frames: Frames, task: Task, base: ViViT, probe: ProbeSettings) -> ViViT:
+@dataclass(frozen=True)
+class Fitted:
+    """A whole model, and what it says of features of ``base`` ``(n, frames, 2, dim)``: logits by clip.
+
+    The model's own frames may be others: what standardises them lies in its encoder's last norm.
+    """
+
+    model: ViViT
+    logits: Callable[[Frames], Floats]
+
+
+def fit_chosen(candidate: Candidate, frames: Frames, task: Task, base: ViViT, probe: ProbeSettings) -> Fitted:
     """The candidate fitted on all of ``task``, as a whole model.
 
     Args:
@@ -22,14 +36,15 @@ def fit_chosen(candidate: Candidate, frames: Frames, task: Task, base: ViViT, pr
     model = ViViT(candidate.config(base.config))
     _copy_encoder(model, base)
     if candidate.family in ("attention", "temporal"):
-        fitted = fit_probe(frames_of(frames, model.config), task, model.config, probe)
+        config = model.config
+        fitted = fit_probe(frames_of(frames, config), task, config, probe)
         fitted.fill(model)
-    else:
-        head = linear_head(candidate, frames, task)
-        with torch.no_grad():
-            model.head.weight.copy_(torch.from_numpy(head.weight))
-            model.head.bias.copy_(torch.from_numpy(head.bias))
-    return model.eval()
+        return Fitted(model.eval(), lambda x: fitted(frames_of(x, config)))
+    head = linear_head(candidate, frames, task)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(head.weight))
+        model.head.bias.copy_(torch.from_numpy(head.bias))
+    return Fitted(model.eval(), lambda x: head(pooled(x, candidate.tokens, candidate.pool)))
 
 
 def linear_head(candidate: Candidate, frames: Frames, task: Task) -> LinearHead:

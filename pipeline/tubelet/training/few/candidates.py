@@ -63,6 +63,9 @@ class Candidate:
         common: dict[str, Any] = {"classifier": CLASSIFIERS[self.tokens]}
         if base.has_cls:
             common["class_token"] = True
+        if self.family in ("temporal", "attention"):
+            # A quarter of the usual MLP: half of the time, on clips too few for more.
+            common["temporal_mlp"] = base.dim
         if self.family == "temporal":
             return base.replace(**common, variant="model2", temporal_layers=self.layers, temporal_pool="mean")
         return base.replace(**common, temporal_pool="attention" if self.family == "attention" else self.pool)

@@ -18,7 +18,7 @@ from tubelet.inference.features import FeatureSpec
 from tubelet.storage.lock import OutputLock
 from tubelet.tracking import Tracker
 from tubelet.training import fit as by_steps
-from tubelet.training.few.assemble import fit_chosen
+from tubelet.training.few.assemble import Fitted, fit_chosen
 from tubelet.training.few.candidates import (
     Candidate,
     Search,
@@ -122,9 +122,9 @@ def _choose_and_fit(
         _note_choice(prepared, noted)
         return {**summary, "by_steps": noted}
     started_s = time.monotonic()
-    model = fit_chosen(choice.chosen, given.frames, given.task, base.model, probe)
+    fitted = fit_chosen(choice.chosen, given.frames, given.task, base.model, probe)
     if others is not None:
-        summary |= _on_validation(model, others, tracker)
+        summary |= _on_validation(fitted, others, tracker)
     notes = {
         "selection": {
             "candidate": choice.chosen.name,
@@ -132,7 +132,7 @@ def _choose_and_fit(
             "table": choice.rows(given.task),
         }
     }
-    published = publish_model(model, prepared, tracker, notes)
+    published = publish_model(fitted.model, prepared, tracker, notes)
     return {**published, **summary, "refit_s": round(time.monotonic() - started_s, 1)}
 
 
@@ -190,15 +190,9 @@ def _leaks(manifest: pa.Table) -> list[str]:
     return leaking_groups(rows["split"].to_pylist(), rows["group"].to_pylist())
 
 
-def _on_validation(model: ViViT, others: Given, tracker: Tracker) -> dict[str, float]:
+def _on_validation(fitted: Fitted, others: Given, tracker: Tracker) -> dict[str, float]:
     """Scores of the finished model on the validation split, from its features."""
-    import torch
-
-    with torch.inference_mode():
-        found = model.classify_frames(torch.from_numpy(others.frames))
-    assert not isinstance(found, tuple)
-    logits = torch.cat(list(found.values()), -1) if isinstance(found, dict) else found
-    score = float(others.task.scores(logits.double().numpy()).mean())
+    score = float(others.task.scores(fitted.logits(others.frames)).mean())
     tracker.log_metrics({f"val/{others.task.measure}": score})
     return {f"val_{others.task.measure}": score}
 

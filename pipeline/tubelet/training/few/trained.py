@@ -31,8 +31,8 @@ from tubelet.training.schedule import Schedule
 from tubelet.training.stream import StreamConfig
 from tubelet.vivit import ViViT, ViViTConfig
 
-# Random cuts of each clip that all epochs share.
-DRAWS = 8
+# Random cuts of each clip that all epochs share: at most so many, and as many as fit into this memory.
+DRAWS, MEMORY_BYTES = 8, 1 << 30
 # Clips decoded by one task of the cluster.
 _CHUNK = 16
 
@@ -67,10 +67,10 @@ class Clips:
 def decode(pixels: PixelTask) -> Clips:
     """The clips of all rows, decoded by the whole cluster."""
     table, stream = pixels.table.select(REFERENCE), pixels.stream
+    draws = draws_that_fit(len(table), stream)
     remote = ray.remote(num_cpus=1)(_decode)
-    parts = ray.get(
-        [remote.remote(table.slice(start, _CHUNK), stream) for start in range(0, len(table), _CHUNK)]
-    )
+    starts = range(0, len(table), _CHUNK)
+    parts = ray.get([remote.remote(table.slice(start, _CHUNK), stream, draws) for start in starts])
     return Clips(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
 
 
@@ -99,13 +99,20 @@ def _gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0) > 0)
 
 
-def _decode(table: pa.Table, stream: StreamConfig) -> tuple[Any, Any, Any]:
+def draws_that_fit(clips: int, stream: StreamConfig) -> int:
+    """Random cuts of each of so many clips."""
+    one = stream.spec.tokens * stream.spec.token_bytes
+    each = MEMORY_BYTES // max(clips * one, 1) - stream.views[0] * stream.views[1]
+    return int(np.clip(each, 1, DRAWS))
+
+
+def _decode(table: pa.Table, stream: StreamConfig, draws: int = DRAWS) -> tuple[Any, Any, Any]:
     rows = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
     decoder = ClipDecoder(
         stream.spec,
         views=stream.views,
         train=stream.crop,
-        draws=DRAWS,
+        draws=draws,
         seed=stream.seed,
         storage=stream.storage,
         limits=stream.limits,
@@ -114,7 +121,7 @@ def _decode(table: pa.Table, stream: StreamConfig) -> tuple[Any, Any, Any]:
         found = decoder(rows)
     finally:
         decoder.close()
-    return found["tubelets"][:, :DRAWS], found["tubelets"][:, DRAWS:], found["failed"]
+    return found["tubelets"][:, :draws], found["tubelets"][:, draws:], found["failed"]
 
 
 def _fold(pixels: PixelTask, clips: Clips, fit: Ints, scored: Ints) -> Floats:
@@ -160,7 +167,7 @@ def _train(pixels: PixelTask, clips: Clips, fit: Ints, device: torch.device, ste
         index, epochs, repeats = plan.samples(step)
         rows = fit[index]
         batch = {
-            "tubelets": clips.cuts[rows, epochs % DRAWS],
+            "tubelets": clips.cuts[rows, epochs % clips.cuts.shape[1]],
             "weight": np.where(clips.failed[rows], 0.0, 1.0).astype(np.float32),
             "index": rows,
             "epoch": epochs,
