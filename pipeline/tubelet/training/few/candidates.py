@@ -126,7 +126,7 @@ def probe_candidates(
     A deeper transformer is tried as long as the last layer has helped: each costs more than all linear heads.
     """
     best = 0.0
-    kinds: list[tuple[str, str, int]] = [("attention", token_sets(base)[-1], 0)]
+    kinds: list[tuple[str, str, int]] = [("attention", token_sets(base)[0], 0)]
     kinds += [("temporal", token_sets(base)[0], layers) for layers in search.layers]
     for family, tokens, layers in kinds:
         started_s = time.monotonic()
