@@ -28,7 +28,9 @@ from tubelet.video.table import PacketTable, build_table
 from tubelet.video.views import View
 
 # Where only decoding tells which frames there are, so many packets per frame may fail before the video counts
-# as damaged: a lost picture more or less is no frame that anybody misses.
+# as damaged: which of them held a picture, the decoder does not say. Of 303 files tried, two give frames
+# although packets fail: two Theora films joined (2 for 100 frames, none is missing), and a broken MP4
+# (12 for 170). Any share between these serves; more evidence there is not.
 _MOST_DAMAGE = 0.02
 
 Allocate = Callable[[int], Pixels]

@@ -72,7 +72,12 @@ class CurveJob:
         """
         config, bundle = self.config, self._bundle
         wanted = Wanted(
-            config.manifest, config.features, self._options, tuple(self._columns.values()), ("train",)
+            config.manifest,
+            config.features,
+            self._options,
+            tuple(self._columns.values()),
+            ("train",),
+            config.limits,
         )
         wanted.compute(bundle, self._spec, start_ray, config.workers, config.max_error_rate)
         features = wanted.read(self._spec)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from tubelet.corpus.selection import select
+from tubelet.decode_limits import DecodeLimits
 from tubelet.inference.bundle import ModelBundle
 from tubelet.inference.features import (
     FeatureSet,
@@ -50,6 +51,7 @@ class Wanted:
     options: StorageOptions
     columns: tuple[str, ...]
     splits: tuple[str, ...]
+    limits: DecodeLimits
 
     def compute(
         self,
@@ -67,7 +69,9 @@ class Wanted:
             self.place,
             start_ray=start_ray,
             select=_Labelled(self.splits, self.columns),
-            settings=FeatureSettings(max_error_rate=max_error_rate, workers=workers, storage=self.options),
+            settings=FeatureSettings(
+                max_error_rate=max_error_rate, workers=workers, storage=self.options, limits=self.limits
+            ),
         )
 
     def read(self, spec: FeatureSpec) -> FeatureSet:
