@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray
 
 from tubelet import storage
+from tubelet.clips import ClipSpec
 from tubelet.inference.bundle import ModelBundle
 from tubelet.training.build import initial_model, stream_config
 from tubelet.training.checkpoint import CheckpointStore
@@ -110,7 +111,7 @@ class PixelCandidates:
         config, weights = _config_of(self._prepared, recipe, family), None
         if family == "finetune":
             weights = _initial(self._prepared).model.state_dict()
-        spec = recipe.clip_spec(config.tubelet)
+        spec = _spec_of(self._prepared, recipe, family)
         request = self._prepared.request.model_copy(update={"recipe": recipe})
         changed = replace(self._prepared, request=request, spec=spec)
         return PixelTask(recipe, stream_config(changed, 1), self._table, self._task, config, weights)
@@ -137,7 +138,7 @@ def prepared_by_steps(prepared: Prepared, recipe: Recipe, family: str) -> Prepar
     config = _config_of(prepared, recipe, family)
     request = prepared.request.model_copy(update={"recipe": recipe, "init": None})
     total, warmup = recipe.length(len(prepared.examples))
-    changed: dict[str, Any] = {"config": config, "spec": recipe.clip_spec(config.tubelet)}
+    changed: dict[str, Any] = {"config": config, "spec": _spec_of(prepared, recipe, family)}
     run = replace(prepared, request=request, total_steps=total, warmup_steps=warmup, **changed)
     store = CheckpointStore(storage.normalise_uri(request.out), request.options)
     if family == "scratch" and store.newest() is None:
@@ -149,6 +150,13 @@ def _config_of(prepared: Prepared, recipe: Recipe, family: str) -> ViViTConfig:
     if family == "finetune":
         return prepared.config
     return model_config(recipe, prepared.examples.labels)
+
+
+def _spec_of(prepared: Prepared, recipe: Recipe, family: str) -> ClipSpec:
+    """How clips are cut; for weights that are fine-tuned, as they were trained."""
+    if family == "finetune":
+        return prepared.spec
+    return recipe.clip_spec(_config_of(prepared, recipe, family).tubelet)
 
 
 def _initial(prepared: Prepared) -> ModelBundle:
