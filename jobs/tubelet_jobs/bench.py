@@ -27,6 +27,8 @@ class BenchOptions(Settings):
     """Everything, however long it takes."""
     videos: Annotated[str | None, Option(metavar="DIR")] = None
     """decode: a folder of videos to use."""
+    driver: Annotated[bool, Option()] = False
+    """label: only the driver, with workers that answer at once: rows per processor-second."""
 
     def peers(self, known: Sequence[str]) -> list[str]:
         """The peers to run, out of those a bench knows.

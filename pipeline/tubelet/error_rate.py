@@ -71,8 +71,21 @@ class ErrorRate:
         if code is not None:
             self.reasons[code] += 1
             self.examples.setdefault(code, reason or "")
-        if self._window.rows == WINDOW:
-            self.check(self._window.failed, WINDOW, self.reasons, self.examples)
+        self._judge_window()
+
+    def see_well(self, rows: int) -> None:
+        """``rows`` more, all of them well.
+
+        Raises:
+            UserError: as :meth:`see`.
+        """
+        if rows:
+            self._window.add(rows, 0)
+            self._judge_window()
+
+    def _judge_window(self) -> None:
+        if self._window.rows >= WINDOW:
+            self.check(self._window.failed, self._window.rows, self.reasons, self.examples)
 
     def judge(self, rows: int, errors: Mapping[str, int], examples: Mapping[str, str]) -> None:
         """The job is done; one of less than a thousand rows is judged by all that it made of them.

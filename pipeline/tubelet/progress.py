@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+RATE_OVER_S = 60.0
 
 
 class ProgressLine:
@@ -20,7 +23,9 @@ class ProgressLine:
         self.title, self.total, self.unit, self.every_s = title, total, unit, every_s
         self.done = 0
         self._figures: dict[str, str] = {}
-        self._start_s = self._printed_s = time.monotonic()
+        self._printed_s = time.monotonic()
+        # How far it was at which moment: the first one, and those of the last minute.
+        self._moments: deque[tuple[float, int]] = deque([(self._printed_s, 0)])
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
@@ -48,12 +53,24 @@ class ProgressLine:
 
     @property
     def rate(self) -> float:
-        """Units a second since the start."""
-        return self.done / max(time.monotonic() - self._start_s, 1e-9)
+        """Units per second over the last minute (or since the start, or since ``done`` was set back)."""
+        now_s = time.monotonic()
+        while len(self._moments) > 1 and self._moments[1][0] <= now_s - RATE_OVER_S:
+            self._moments.popleft()
+        since_s, before = self._moments[0]
+        return max(self.done - before, 0) / max(now_s - since_s, 1e-9)
+
+    def restart(self, done: int) -> None:
+        """Go on at ``done``: what was counted before says nothing of the rate from now on."""
+        self.done = done
+        self._moments = deque([(time.monotonic(), done)])
 
     def advance(self, count: int = 1, **figures: float | int | str) -> None:
         """``count`` more are done; ``figures`` replace the ones shown before under the same names."""
         self.done += count
+        now_s = time.monotonic()
+        if now_s - self._moments[-1][0] >= 1.0:
+            self._moments.append((now_s, self.done))
         for name, value in figures.items():
             self._figures[name] = f"{value:.4g}" if isinstance(value, float) else str(value)
         if self._bar is not None:
@@ -64,10 +81,26 @@ class ProgressLine:
     def _note(self) -> str:
         parts = [f"{self.rate:.1f} {self.unit}/s"]
         if self.total and self.done and self.done < self.total:
-            parts.append(f"{(self.total - self.done) / self.rate:.0f} s left")
+            if self.rate > 0:
+                parts.append(f"{duration((self.total - self.done) / self.rate)} left")
+            else:
+                parts.append("nothing done in the last minute")
         return ", ".join(parts + [f"{name} {value}" for name, value in self._figures.items()])
 
     def _print(self) -> None:
         self._printed_s = time.monotonic()
         total = "" if self.total is None else f"/{self.total}"
         print(f"{self.title}: {self.done}{total} {self.unit}, {self._note()}", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3 h 20 min``, ``2 d 5 h``: as exactly as an estimate deserves."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"

@@ -70,6 +70,21 @@ def test_rows_wait_until_it_is_time(tmp_path: Path) -> None:
     assert len(read_rows(str(tmp_path))) == 12
 
 
+def test_what_is_gathered_is_not_summed_again_for_each_new_row(tmp_path: Path) -> None:
+    """Else a job's driver slows down with the square of what waits to be published."""
+    sink = sink_of(str(tmp_path), SinkLimits(first_s=1000, most_s=1000))
+    rows = rows_of(0, 1)
+    few_s, many_s = (_cpu_s_of_adds(sink, rows, count) for count in (200, 2000))
+    assert many_s < 30 * max(few_s, 0.01)
+
+
+def _cpu_s_of_adds(sink: PredictionSink, rows: pa.Table, count: int) -> float:
+    began_s = time.process_time()
+    for _ in range(count):
+        sink.add(rows)
+    return time.process_time() - began_s
+
+
 def test_newer_row_takes_the_place_of_the_older(out: str) -> None:
     sink = sink_of(out)
     sink.add(rows_of(0, 10))

@@ -27,6 +27,7 @@ from tubelet.training.loop import Rank, RankInfo, TrainJob
 from tubelet.training.plan import Plan
 from tubelet.training.prepare import INITIAL, Prepared, prepare
 from tubelet.training.request import Request
+from tubelet.training.resources import Resources
 from tubelet.training.stream import TrainDecoder
 from tubelet_jobs.recipes import load_recipe
 
@@ -184,7 +185,8 @@ def job_of(prepared: Prepared, plan: Plan, store: CheckpointStore) -> TrainJob:
     """As the driver makes it, but for what lies in Ray's object store."""
     stream = stream_config(prepared, decode_workers=1)
     recipe = prepared.request.recipe
-    feed = FeedConfig(plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store, 0.125)
+    resources = Resources(False, 0.125, stream.decode_workers)
+    feed = FeedConfig(plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store, resources)
     return TrainJob(
         recipe=recipe,
         spec=prepared.spec,

@@ -209,7 +209,7 @@ class ManifestSlices:
         for rows in self._source.slices(wanted, _SLICE_ROWS):
             table = _conform(rows, self.root)
             check_manifest(table, self.root)
-            seen.append(digests(table["key"].to_pylist(), table["segment"].to_pylist()))
+            seen.append(digests(table["key"], table["segment"]))
             yield table.select([name for name in table.column_names if name not in self._without])
         if seen and len(np.unique(np.concatenate(seen))) < sum(map(len, seen)):
             identity = [name for name in present if name in ("key", "segment")]

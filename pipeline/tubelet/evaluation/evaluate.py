@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 from pydantic import Field
 
@@ -27,7 +26,7 @@ from tubelet.evaluation.metrics import (
     single_label_report,
 )
 from tubelet.inference.bundle import ModelBundle
-from tubelet.inference.graph import TableRequests, inference_stream, iter_result_tables, plan_resources
+from tubelet.inference.graph import TableRequests, inference_stream, iter_result_tables, resources_for
 from tubelet.inference.schema import REQUEST_SCHEMA
 from tubelet.inference.shipping import Answers, model_job, row_shape, ship
 from tubelet.inference.workers import DecodeJob
@@ -168,19 +167,20 @@ def _infer(
     )
     answers = Answers(config.topk, scores=True, logits=True)
     job = model_job(bundle, bundle.clip.sampling_of(config.views), answers, most_clips=config.batch)
-    layout = plan_resources(ray.cluster_resources(), decode, len(truth), workers=config.workers)
     requests, models = TableRequests(_requests(truth)), ship([job], [bundle])
-    stream = inference_stream(requests, decode, models, layout, clips=len(truth))
     rate = ErrorRate(config.max_error_rate, "Index again (tubelet index --update)", at_least=1)
     names = row_shape(bundle, answers).schema().names
     done: dict[int, Row] = {}
-    for _, table in iter_result_tables(stream):
-        # A worker that was killed may have handed on some rows of its task: the others do not count twice.
-        fresh = {row["request"]: row for row in table.to_pylist() if row["request"] not in done}
-        for number, row in fresh.items():
-            done[number] = {name: row[name] for name in names}
-            rate.see(row["error_code"] if row["status"] == Status.ERROR else None, row["error"])
-        on_progress(len(fresh), sum(row["status"] == Status.ERROR for row in fresh.values()))
+    with resources_for(decode, len(truth), workers=config.workers) as layout:
+        stream = inference_stream(requests, decode, models, layout, clips=len(truth))
+        for _, table in iter_result_tables(stream):
+            # A worker that was killed may have handed on some rows of its task: the others do not count
+            # twice.
+            fresh = {row["request"]: row for row in table.to_pylist() if row["request"] not in done}
+            for number, row in fresh.items():
+                done[number] = {name: row[name] for name in names}
+                rate.see(row["error_code"] if row["status"] == Status.ERROR else None, row["error"])
+            on_progress(len(fresh), sum(row["status"] == Status.ERROR for row in fresh.values()))
     if len(done) != len(truth):
         raise RuntimeError(f"{len(truth) - len(done)} of {len(truth)} videos were not evaluated")
     rate.judge(len(truth), rate.reasons, rate.examples)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tubelet import storage
 from tubelet.error_rate import WINDOW, ErrorRate
-from tubelet.inference.graph import Layout, Models, inference_stream, iter_result_tables
-from tubelet.inference.output import OutputFiles
-from tubelet.inference.plan import Plan, Shard, ShardRequests, encode_requests, read_shard
+from tubelet.inference.graph import Layout, Models, Stage, inference_stream, iter_result_tables
+from tubelet.inference.output import OutputFiles, parquet_bytes
+from tubelet.inference.plan import Plan, Shard, ShardRequests, read_shard
 from tubelet.inference.schema import table_of
 from tubelet.inference.sink import PredictionSink
-from tubelet.inference.workers import DecodeJob
+from tubelet.inference.workers import DecodeJob, DecodePredict
 from tubelet.progress import ProgressLine
 from tubelet.video import TRANSIENT, Status
 
 _AGAIN = "_plan/again.parquet"
+_GATHER_S = 0.2
+_TRANSIENT = pa.array(sorted(TRANSIENT))
+
+Ints = npt.NDArray[np.int64]
 
 OnRows = Callable[[int, pa.Table], None]
 """Told of new rows of model number n."""
@@ -50,12 +57,17 @@ class Driver:
         self._again: dict[int, int] = {}
         self._second = False
         self._errors = 0
+        self._gathered: list[list[pa.Table]] = [[] for _ in sinks]
+        self._handed_s = time.monotonic()
 
-    def run(self, decode: DecodeJob, models: Models, layout: Layout, *, name: str) -> None:
+    def run(
+        self, decode: DecodeJob, models: Models, layout: Layout, *, name: str, stage: Stage = DecodePredict
+    ) -> None:
         """Answer what is planned; whatever happens, what was answered is published.
 
         Args:
             name: of the job, for the progress line.
+            stage: see :func:`inference_stream`.
 
         Raises:
             UserError: too many videos failed.
@@ -64,15 +76,20 @@ class Driver:
         try:
             with ProgressLine(name, total, "videos") as progress:
                 while shards:
-                    requests = ShardRequests(shards, self.root)
-                    stream = inference_stream(requests, decode, models, layout, clips=total)
+                    some = _first(shards, layout.rows_at_once)
+                    requests = ShardRequests(some, self.root)
+                    stream = inference_stream(requests, decode, models, layout, clips=total, stage=stage)
                     for number, rows in iter_result_tables(stream):
                         taken = self._take(number, rows)
                         if number == 0:
                             progress.advance(taken, errors=self._errors)
-                    shards = [] if self._second else self._second_pass()
+                    self._hand_over()
+                    shards = shards[len(some) :]
+                    if not shards and not self._second:
+                        shards = self._second_pass()
         finally:
             # Also after a failure: what is done is published, so that the next run need not do it again.
+            self._hand_over()
             for sink in self.sinks:
                 sink.close()
 
@@ -99,7 +116,8 @@ class Driver:
                 if rows:
                     table = sink.counted(table_of(rows, sink.schema))
                     sink.add(table)
-                    self._count(number, table)
+                    self.on_rows(number, table)
+                    self._errors += table.num_rows if number == 0 else 0
 
     def remove_plan(self) -> None:
         """Everything is published: the plan has done its work."""
@@ -107,54 +125,89 @@ class Driver:
             storage.delete(self.root.path(shard.name), self.root.options)
 
     def _take(self, number: int, rows: pa.Table) -> int:
-        """Hand new rows to the sink; returns how many requests they answer."""
-        fresh = rows.filter(pa.array(self._fresh(number, rows)))
-        fresh = self.sinks[number].counted(fresh)
-        if not fresh.num_rows:
-            return 0
-        self.sinks[number].add(fresh)
-        self._count(number, fresh)
-        return len(fresh["request"].unique())
+        """Gather new rows for the sink; returns how many requests they answer."""
+        fresh = self._fresh(number, rows)
+        if not fresh.all():
+            rows = rows.filter(pa.array(fresh))
+        if rows.num_rows:
+            self._gathered[number].append(rows)
+        # What comes in quick succession goes on together: each step costs the same for one row and for many.
+        if time.monotonic() - self._handed_s > _GATHER_S:
+            self._hand_over()
+        return pc.count_distinct(rows["request"]).as_py() if rows.num_rows else 0
 
-    def _count(self, number: int, rows: pa.Table) -> None:
-        self.on_rows(number, rows)
-        if number == 0:
-            self._errors += rows["status"].to_pylist().count(Status.ERROR)
+    def _hand_over(self) -> None:
+        self._handed_s = time.monotonic()
+        for number, sink in enumerate(self.sinks):
+            if self._gathered[number]:
+                rows = sink.counted(pa.concat_tables(self._gathered[number]))
+                self._gathered[number] = []
+                sink.add(rows)
+                self.on_rows(number, rows)
 
-    def _fresh(self, number: int, rows: pa.Table) -> list[bool]:
+    def _fresh(self, number: int, rows: pa.Table) -> npt.NDArray[np.bool_]:
         """Which rows count: not those that came before, nor first failures that deserve another try.
 
         A request may be answered by several rows; they come in one table.
         """
-        kept: dict[int, bool] = {}
-        keep = []
-        columns = ("request", "status", "error_code", "error")
-        for place, status, code, reason in zip(*(rows[c].to_pylist() for c in columns), strict=True):
-            if place not in kept:
-                kept[place] = self._is_fresh(number, place, status, code, reason)
-            keep.append(kept[place])
-        return keep
-
-    def _is_fresh(self, number: int, place: int, status: str, code: str | None, reason: str | None) -> bool:
-        if self._seen[number][place]:
-            return False
+        places = rows["request"].to_numpy()
+        fresh: npt.NDArray[np.bool_] = ~self._seen[number][places]
+        failed = _is(rows["status"], Status.ERROR)
         if number == 0 and not self._second:
-            self.error_rate.see(code if status == Status.ERROR else None, reason)
-        if status == Status.ERROR and code in TRANSIENT and not self._second:
-            self._again[place] = self._again.get(place, 0) | 1 << number
-            return False
-        self._seen[number][place] = True
-        return True
+            self._watch(rows, places, fresh, failed)
+        if not self._second and failed.any():
+            passing = fresh & failed & pc.is_in(rows["error_code"], _TRANSIENT).to_numpy()
+            for place in places[passing].tolist():
+                self._again[place] = self._again.get(place, 0) | 1 << number
+            fresh &= ~passing
+        self._seen[number][places[fresh]] = True
+        if number == 0:
+            self._errors += int(np.count_nonzero(fresh & failed))
+        return fresh
+
+    def _watch(
+        self, rows: pa.Table, places: Ints, fresh: npt.NDArray[np.bool_], failed: npt.NDArray[np.bool_]
+    ) -> None:
+        """Show the rate of failures one row per request, in their order."""
+        first = np.unique(places, return_index=True)[1]
+        first = np.sort(first[fresh[first]])
+        well = 0
+        if not failed[first].any():
+            self.error_rate.see_well(len(first))
+            return
+        for row in first.tolist():
+            if not failed[row]:
+                well += 1
+                continue
+            self.error_rate.see_well(well)
+            well = 0
+            self.error_rate.see(rows["error_code"][row].as_py(), rows["error"][row].as_py())
+        self.error_rate.see_well(well)
 
     def _second_pass(self) -> list[Shard]:
         """Write the requests that failed in passing as a plan of their own; returns its shards."""
         self._second = True
         if not self._again:
             return []
-        rows: list[dict[str, Any]] = []
+        again = pa.array(sorted(self._again), pa.int64())
+        found = []
         for shard in self.plan.shards:
-            for row in read_shard(self.root.read(shard.name)).to_pylist():
-                if row["request"] in self._again:
-                    rows.append(row | {"models": self._again[row["request"]]})
-        self.root.write(_AGAIN, encode_requests(rows))
-        return [Shard(_AGAIN, len(rows))]
+            requests = read_shard(self.root.read(shard.name))
+            found.append(requests.filter(pc.is_in(requests["request"], again)))
+        rows = pa.concat_tables(found)
+        models = pa.array([self._again[place] for place in rows["request"].to_pylist()], pa.int64())
+        rows = rows.set_column(rows.column_names.index("models"), "models", models)
+        self.root.write(_AGAIN, parquet_bytes(rows))
+        return [Shard(_AGAIN, rows.num_rows)]
+
+
+def _is(column: pa.ChunkedArray, value: str) -> npt.NDArray[np.bool_]:
+    return np.asarray(pc.fill_null(pc.equal(column, str(value)), False).to_numpy())
+
+
+def _first(shards: Sequence[Shard], rows: int) -> Sequence[Shard]:
+    """The first of ``shards``, of about ``rows`` requests; what little is left beyond comes with them."""
+    total = np.cumsum([shard.rows for shard in shards])
+    if total[-1] <= 1.5 * rows:
+        return shards
+    return shards[: max(1, int(np.searchsorted(total, rows)))]

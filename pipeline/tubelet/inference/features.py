@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 import torch
 from pydantic import Field
 
@@ -38,7 +37,7 @@ from tubelet.inference.feature_table import (
     read_features,
 )
 from tubelet.inference.forward import Batches, Forward
-from tubelet.inference.graph import check_reachable, plan_resources
+from tubelet.inference.graph import check_reachable, resources_for
 from tubelet.inference.output import OutputFiles, check_or_init_output
 from tubelet.inference.plan import Plan, make_plan
 from tubelet.inference.predictor import Answer, Ints, or_null, who, with_costs
@@ -359,16 +358,15 @@ class FeatureTable:
             start_ray()
             check_reachable(files, [shard.name for shard in plan.shards[:1]])
             decode = DecodeJob((self.clip,), (self.clips, 1), settings.storage, settings.limits.limits())
-            layout = plan_resources(
-                ray.cluster_resources(),
+            with resources_for(
                 decode,
                 plan.requests,
                 workers=settings.workers,
                 predictors=settings.predictors,
                 gpus=settings.gpus,
                 largest_pixels=plan.largest_pixels,
-            )
-            driver.run(decode, ship([self.job], [self.bundle]), layout, name="embed")
+            ) as layout:
+                driver.run(decode, ship([self.job], [self.bundle]), layout, name="embed")
         sink.close()
         driver.remove_plan()
         rate.judge(tally.ok + tally.errors, tally.failures, tally.examples)

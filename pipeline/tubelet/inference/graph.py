@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +20,9 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from tubelet.clips import Batch
 from tubelet.clips.pace import throttle_scheduler
+from tubelet.cluster import Cluster, requested, wait_for
 from tubelet.config import UserError
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.predictor import Job, Predictor, read_cell
@@ -27,6 +30,7 @@ from tubelet.inference.workers import DecodeJob, DecodePredict, Reader, RequestD
 from tubelet.storage import is_remote
 
 Models = Callable[[], Sequence[Job]]
+Stage = Callable[[DecodeJob, Reader, Models, int], Callable[[pa.Table], Iterator[Batch]]]
 
 # What a decode process holds besides its clips: libraries, reference pictures of the codec at 1080p.
 _DECODER_BYTES = 400 << 20
@@ -38,9 +42,13 @@ _PICTURES = 24
 _BLOCK_BYTES = 32 << 20
 # Requests a task decodes: with a killed worker at most this many are decoded twice.
 _TASK_ROWS = 64
-# Tasks of a job, unless there are more decoders than this feeds: each costs the driver 5 KiB.
+# Tasks that the driver holds, unless there are more decoders than this feeds: each costs it 5 KiB.
 _MOST_TASKS = 4_000
 _TASKS_PER_DECODER = 16
+# Logical CPUs of a decode actor where the cluster grows; where it does not, they share what there is.
+_DECODER_CPUS = 0.9
+# Actors of a cluster that grows and does not say how far.
+_MOST_ACTORS = 1024
 # Other resources than the decoders', or Ray Data might fuse the two stages into one actor.
 _PREDICTOR_CPUS = 0.2
 
@@ -82,12 +90,13 @@ class Layout:
     """Who does what, and how much of a machine it takes.
 
     Attributes:
-        decoders: most decode actors (they also predict where ``predictors`` is 0).
+        decoders: decode actors at the start (they also predict where ``predictors`` is 0).
         decoder_cpus: logical CPUs of each.
-        predictors: most predictor actors; 0 where there is no GPU.
+        predictors: predictor actors at the start; 0 where there is no GPU.
         gpus: GPUs of each predictor, a fraction where several share one.
         task_rows: requests of a task.
         memory_bytes: memory that a decode actor declares.
+        most_decoders, most_predictors: once the cluster has grown; 0: those of the start.
     """
 
     decoders: int
@@ -96,11 +105,19 @@ class Layout:
     gpus: float
     task_rows: int
     memory_bytes: int
+    most_decoders: int = 0
+    most_predictors: int = 0
+
+    @property
+    def rows_at_once(self) -> int:
+        """Requests whose tasks the driver holds together."""
+        return self.task_rows * max(_MOST_TASKS, _TASKS_PER_DECODER * self.decoders)
 
     @property
     def object_store_bytes(self) -> int:
         """What the job keeps in the object store at most, whatever the size of the corpus."""
-        blocks = 2 * self.decoders + 4 * self.predictors if self.predictors else 2 * self.decoders
+        decoders = max(self.decoders, self.most_decoders)
+        blocks = 2 * decoders + 4 * max(self.predictors, self.most_predictors)
         return blocks * (_BLOCK_BYTES if self.predictors else 1 << 20) + (64 << 20)
 
 
@@ -113,23 +130,34 @@ def plan_resources(
     predictors: int | None = None,
     gpus: float | None = None,
     largest_pixels: int = 0,
+    most: Mapping[str, float] | None = None,
 ) -> Layout:
     """Spread the work over a cluster of ``resources`` (as ``ray.cluster_resources()`` says).
 
     Args:
+        most: what the cluster may grow to, where it grows: the work then spreads as nodes come.
         workers: decode actors; default: one per CPU, less those that feed the GPUs.
         predictors: predictor actors; default: as many as the GPUs hold; without GPUs none, and the decode
             actors predict as well.
         gpus: GPUs of each predictor; default 1 where there are any; 0 keeps off them.
     """
     cpus, found_gpus = max(1.0, resources.get("CPU", 1.0)), resources.get("GPU", 0.0)
-    gpus = (1.0 if found_gpus else 0.0) if gpus is None else gpus
+    most_gpus = max(found_gpus, (most or {}).get("GPU", 0.0))
+    gpus = (1.0 if most_gpus else 0.0) if gpus is None else gpus
     on_gpus = int(found_gpus / gpus) if gpus and found_gpus else 0
-    predictors = on_gpus if predictors is None else predictors
+    most_predictors = int(most_gpus / gpus) if gpus and predictors is None else 0
+    predictors = max(on_gpus, min(1, most_predictors)) if predictors is None else predictors
     decoders = min(workers or max(1, int(cpus)), max(1, requests))
     memory_bytes = _memory_bytes(decode, largest_pixels)
     if "memory" in resources:
         decoders = max(1, min(decoders, int(resources["memory"] // memory_bytes)))
+    if most is not None:
+        grown = int(most["CPU"]) if most.get("CPU", 0.0) > cpus else _MOST_ACTORS
+        most_decoders = max(decoders, min(workers or grown, max(1, requests)))
+        rows = _task_rows(requests, min(most_decoders, 4 * decoders))
+        return Layout(
+            decoders, _DECODER_CPUS, predictors, gpus, rows, memory_bytes, most_decoders, most_predictors
+        )
     # A little of each CPU is left for the predictors beside a GPU.
     decoder_cpus = min(0.9, (0.95 * cpus - _PREDICTOR_CPUS * predictors) / decoders)
     return Layout(decoders, decoder_cpus, predictors, gpus, _task_rows(requests, decoders), memory_bytes)
@@ -141,19 +169,24 @@ def _memory_bytes(decode: DecodeJob, largest_pixels: int) -> int:
 
 
 def _task_rows(requests: int, decoders: int) -> int:
-    """Enough tasks to spread evenly and to lose little with a killed one, but no endless list of them."""
-    enough = _TASKS_PER_DECODER * decoders
-    even = min(_TASK_ROWS, math.ceil(requests / enough))
-    return max(1, even, math.ceil(requests / max(_MOST_TASKS, enough)))
+    """Enough tasks to spread evenly and to lose little with a killed one, however large the corpus is."""
+    return max(1, min(_TASK_ROWS, math.ceil(requests / (_TASKS_PER_DECODER * decoders))))
 
 
 def inference_stream(
-    requests: Requests, decode: DecodeJob, models: Models, layout: Layout, *, clips: int
+    requests: Requests,
+    decode: DecodeJob,
+    models: Models,
+    layout: Layout,
+    *,
+    clips: int,
+    stage: Stage = DecodePredict,
 ) -> Dataset:
     """A lazy dataset of ``model, table`` cells (see :class:`Predictor`), in any order.
 
     Args:
         clips: how many clips the whole job has.
+        stage: what decodes and predicts where there are no predictors apart.
     """
     _prepare(decode)
     # Not from_arrow: to learn each schema it runs a task, 5 ms and 40 KiB of the driver's memory.
@@ -163,20 +196,53 @@ def inference_stream(
         "batch_format": "pyarrow",
         "num_cpus": layout.decoder_cpus,
         "memory": layout.memory_bytes,
-        "compute": _pool(layout.decoders),
+        "compute": _pool(layout.decoders, layout.most_decoders),
     }
     read = requests.reader()
     if not layout.predictors:
         threads = max(1, int(layout.decoder_cpus))
-        return tasks.map_batches(
-            DecodePredict, fn_constructor_args=(decode, read, models, threads), **options
-        )
+        return tasks.map_batches(stage, fn_constructor_args=(decode, read, models, threads), **options)
     decoded = tasks.map_batches(RequestDecoder, fn_constructor_args=(decode, read), **options)
     options |= {"num_cpus": _PREDICTOR_CPUS, "num_gpus": layout.gpus or None, "memory": None}
-    options |= {"compute": _pool(layout.predictors), "batch_format": "numpy"}
+    options |= {"compute": _pool(layout.predictors, layout.most_predictors), "batch_format": "numpy"}
     return decoded.map_batches(
         Predictor, fn_constructor_args=(models,), fn_constructor_kwargs={"clips": clips}, **options
     )
+
+
+@contextmanager
+def resources_for(
+    decode: DecodeJob,
+    requests: int,
+    *,
+    workers: int | None = None,
+    predictors: int | None = None,
+    gpus: float | None = None,
+    largest_pixels: int = 0,
+) -> Iterator[Layout]:
+    """The layout on the cluster that is connected, once that has what a job can begin with.
+
+    The autoscaler is asked for all that the job can use; see :func:`plan_resources` for the arguments.
+    """
+    most = Cluster.look().most
+    per_gpu = (1.0 if most.get("GPU") else 0.0) if gpus is None else gpus
+    least = {"CPU": 1.0} if requests else {}
+    bundles = [{"CPU": 1.0}] * min(workers or int(most.get("CPU", 1)) or 1, requests)
+    if requests and per_gpu and predictors != 0:
+        least["GPU"] = per_gpu
+        bundles += [{"GPU": per_gpu}] * (predictors or int(most.get("GPU", 0) / per_gpu) or 1)
+    with requested(bundles):
+        cluster = wait_for(least)
+        yield plan_resources(
+            cluster.now,
+            decode,
+            requests,
+            workers=workers,
+            predictors=predictors,
+            gpus=gpus,
+            largest_pixels=largest_pixels,
+            most=cluster.most if cluster.grows else None,
+        )
 
 
 def check_reachable(files: OutputFiles, names: Sequence[str]) -> None:
@@ -202,9 +268,11 @@ def check_reachable(files: OutputFiles, names: Sequence[str]) -> None:
             )
 
 
-def _pool(size: int) -> ActorPoolStrategy:
+def _pool(size: int, most: int) -> ActorPoolStrategy:
     # From one actor up to what the cluster holds now or after it has grown; one task waits while one runs.
-    return ActorPoolStrategy(min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2)
+    return ActorPoolStrategy(
+        min_size=1, max_size=max(size, most), initial_size=size, max_tasks_in_flight_per_actor=2
+    )
 
 
 def _prepare(decode: DecodeJob) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tubelet.corpus.digests import digests
@@ -57,6 +58,7 @@ MANIFEST_COLUMNS = [
 # Models are bits of an int64.
 MAX_MODELS = 62
 _SHARD_ROWS = 4096
+_TRANSIENT = pa.array(sorted(TRANSIENT))
 
 
 @dataclass(frozen=True)
@@ -119,34 +121,30 @@ def make_plan(
     """
     plan = Plan(already_done=[0] * len(published), already_failed=[0] * len(published))
     keys: list[npt.NDArray[np.uint64]] = []
-    requests = _ShardWriter(files, f"{folder}/shard", encode_requests, plan.shards)
-    errors = _ShardWriter(files, f"{folder}/errors", _encode_errors, plan.known_errors)
-    for listed in _slices(manifest):
-        rows = listed
+    requests = _ShardWriter(files, f"{folder}/shard", plan.shards)
+    errors = _ShardWriter(files, f"{folder}/errors", plan.known_errors)
+    for listed in manifest:
+        table = listed.select([name for name in MANIFEST_COLUMNS if name in listed.column_names])
         if windows is not None and look is not None:
-            rows = _looked_into(listed, published, look, retry_errors)
-        candidates = list(_candidates(rows, windows))
-        keys.append(np.unique(digests([row["key"] for row in candidates])))
-        for row in _left(candidates, published, plan, retry_errors):
-            if row["status"] == Status.ERROR and (windows is not None or row["error_code"] not in TRANSIENT):
-                _note_error(plan, row)
-                errors.add(row)
-                continue
-            row["request"] = plan.requests
-            plan.requests += 1
-            plan.largest_pixels = max(plan.largest_pixels, (row["width"] or 0) * (row["height"] or 0))
-            requests.add(row)
+            rows = _looked_into(table.to_pylist(), published, look, retry_errors)
+            table = pa.Table.from_pylist(rows, schema=table.schema)
+        candidates = _candidates(table, windows)
+        # Rows of one object stand together, or nearly so: most of what stands twice goes here.
+        keys.append(np.unique(digests(candidates["key"])))
+        left = _left(candidates, published, plan, retry_errors)
+        known = _known_errors(left, every=windows is not None)
+        if known.any():
+            _note_errors(plan, left.filter(pa.array(known)))
+            errors.add(_error_rows(left.filter(pa.array(known))))
+            left = left.filter(pa.array(~known))
+        if left.num_rows:
+            requests.add(_request_rows(left, plan.requests))
+            plan.requests += left.num_rows
+            plan.largest_pixels = max(plan.largest_pixels, _largest_pixels(left))
     requests.flush()
     errors.flush()
     plan.objects = len(np.unique(np.concatenate(keys))) if keys else 0
     return plan
-
-
-def _slices(manifest: Iterable[pa.Table]) -> Iterator[list[dict[str, Any]]]:
-    for table in manifest:
-        columns = [name for name in MANIFEST_COLUMNS if name in table.column_names]
-        for batch in table.select(columns).to_batches(max_chunksize=_SHARD_ROWS):
-            yield batch.to_pylist()
 
 
 def _looked_into(
@@ -167,84 +165,128 @@ def _looked_into(
     return [looked.get(row["key"], row) for row in rows]
 
 
-def _note_error(plan: Plan, row: Mapping[str, Any]) -> None:
-    code = str(row["error_code"])
-    plan.reasons[code] += 1
-    plan.examples.setdefault(code, str(row["error"]))
-
-
-def _candidates(rows: list[dict[str, Any]], windows: Windows | None) -> Iterator[dict[str, Any]]:
+def _candidates(table: pa.Table, windows: Windows | None) -> pa.Table:
     """One request per manifest row, or one per window; segments of one object are its windows."""
-    for row in rows:
-        if row["status"] in (Status.GONE, Status.NOT_VIDEO):
-            continue
-        row["etag"] = row["etag"] or ""
-        row["size"] = -1 if row["size"] is None else row["size"]
-        start_s, end_s = row.get("clip_start_s"), row.get("clip_end_s")
-        if windows is None or row["status"] == Status.ERROR:
-            yield row | {"window": row.get("segment") or 0}
-            continue
-        from_s = start_s or 0.0
-        duration_s = (row.get("duration_s") or 0.0 if end_s is None else end_s) - from_s
-        for window, (one_s, two_s) in enumerate(windows.of(duration_s)):
-            yield row | {"window": window, "clip_start_s": from_s + one_s, "clip_end_s": from_s + two_s}
+    nothing = pc.is_in(table["status"], pa.array([Status.GONE.value, Status.NOT_VIDEO.value]))
+    table = table.filter(pc.invert(nothing))
+    table = _with(table, "etag", pc.fill_null(table["etag"], ""))
+    table = _with(table, "size", pc.fill_null(table["size"], -1))
+    table = _with(table, "window", pc.fill_null(_column(table, "segment", pa.int32()), 0))
+    for name in ("clip_start_s", "clip_end_s"):
+        table = _with(table, name, _column(table, name, pa.float64()))
+    return table if windows is None else _windows_of(table, windows)
 
 
-def _left(
-    rows: list[dict[str, Any]], published: Sequence[Published], plan: Plan, retry_errors: bool
-) -> Iterator[dict[str, Any]]:
-    """Rows that some model has not published yet, with the bits of these models."""
-    plan.rows += len(rows)
-    places = digests([row["key"] for row in rows], [row["window"] for row in rows])
-    contents = digests([row["etag"] for row in rows])
-    bits: npt.NDArray[np.int64] = np.zeros(len(rows), np.int64)
+def _windows_of(table: pa.Table, windows: Windows) -> pa.Table:
+    """A row for each window of each row of ``table``; what failed has no windows, and stays."""
+    rows: list[int] = []
+    numbers: list[int] = []
+    spans: list[tuple[float | None, float | None]] = []
+    names = ("status", "window", "clip_start_s", "clip_end_s")
+    durations = _column(table, "duration_s", pa.float64()).to_pylist()
+    values = zip(*(table[name].to_pylist() for name in names), durations, strict=True)
+    for row, (status, number, start_s, end_s, duration_s) in enumerate(values):
+        if status == Status.ERROR:
+            found, first = [(start_s, end_s)], number
+        else:
+            from_s, first = start_s or 0.0, 0
+            length_s = (duration_s or 0.0 if end_s is None else end_s) - from_s
+            found = [(from_s + one_s, from_s + two_s) for one_s, two_s in windows.of(length_s)]
+        rows += [row] * len(found)
+        numbers += range(first, first + len(found))
+        spans += found
+    table = _with(table.take(pa.array(rows, pa.int64())), "window", pa.array(numbers, pa.int32()))
+    for place, name in enumerate(("clip_start_s", "clip_end_s")):
+        table = _with(table, name, pa.array([span[place] for span in spans], pa.float64()))
+    return table
+
+
+def _left(rows: pa.Table, published: Sequence[Published], plan: Plan, retry_errors: bool) -> pa.Table:
+    """Rows that some model has not published yet, with the bits of these models as ``models``."""
+    plan.rows += rows.num_rows
+    bits: npt.NDArray[np.int64] = np.zeros(rows.num_rows, np.int64)
+    if any(len(index) for index in published):
+        places, contents = digests(rows["key"], rows["window"]), digests(rows["etag"])
     for number, index in enumerate(published):
+        if not len(index):
+            bits |= 1 << number
+            continue
         done = index.is_done(places, contents, retry_errors=retry_errors)
         plan.already_done[number] += int(done.sum())
         plan.already_failed[number] += int(index.failed[index.locate(places)[done]].sum())
         bits |= np.where(done, 0, 1 << number)
-    for row, models in zip(rows, bits.tolist(), strict=True):
-        if models:
-            yield row | {"models": models}
+    rows = _with(rows, "models", pa.array(bits))
+    return rows if bits.all() else rows.filter(pa.array(bits != 0))
+
+
+def _known_errors(rows: pa.Table, *, every: bool) -> npt.NDArray[np.bool_]:
+    """Which rows the index found broken, so that no worker need see them; ``every``: outages, too."""
+    failed = pc.equal(rows["status"], Status.ERROR.value)
+    if not every:
+        failed = pc.and_(failed, pc.invert(pc.is_in(rows["error_code"], _TRANSIENT)))
+    return np.asarray(failed.to_numpy(), np.bool_)
+
+
+def _note_errors(plan: Plan, rows: pa.Table) -> None:
+    for code, error in zip(rows["error_code"].to_pylist(), rows["error"].to_pylist(), strict=True):
+        plan.reasons[str(code)] += 1
+        plan.examples.setdefault(str(code), str(error))
+
+
+def _request_rows(rows: pa.Table, first: int) -> pa.Table:
+    rows = _with(rows, "request", pa.array(np.arange(first, first + rows.num_rows, dtype=np.int64)))
+    for name in ("clip_start_s", "clip_end_s"):
+        rows = _with(rows, name, pc.fill_null(rows[name], math.nan))
+    return rows.select(REQUEST_SCHEMA.names).cast(REQUEST_SCHEMA)
+
+
+def _error_rows(rows: pa.Table) -> pa.Table:
+    rows = _with(_with(rows, "start_s", rows["clip_start_s"]), "end_s", rows["clip_end_s"])
+    return rows.select(_KNOWN_ERROR_SCHEMA.names).cast(_KNOWN_ERROR_SCHEMA)
+
+
+def _largest_pixels(rows: pa.Table) -> int:
+    width, height = (_column(rows, name, pa.int32()).cast(pa.int64()) for name in ("width", "height"))
+    return int(pc.max(pc.multiply(width, height)).as_py() or 0)
+
+
+def _column(table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+    if name in table.column_names:
+        return table[name]
+    return pa.chunked_array([pa.nulls(table.num_rows, kind)])
+
+
+def _with(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """``table`` with the column ``name``, in place of the one it may have."""
+    if name in table.column_names:
+        return table.set_column(table.column_names.index(name), name, values)
+    return table.append_column(name, values)
 
 
 class _ShardWriter:
     """Gathers rows into files of a plan, a few thousand each."""
 
-    def __init__(
-        self,
-        files: OutputFiles,
-        prefix: str,
-        encode: Callable[[Sequence[dict[str, Any]]], bytes],
-        shards: list[Shard],
-    ) -> None:
-        self._files, self._prefix, self._encode, self._shards = files, prefix, encode, shards
-        self._rows: list[dict[str, Any]] = []
+    def __init__(self, files: OutputFiles, prefix: str, shards: list[Shard]) -> None:
+        self._files, self._prefix, self._shards = files, prefix, shards
+        self._rows: list[pa.Table] = []
 
-    def add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        if len(self._rows) >= _SHARD_ROWS:
-            self.flush()
+    def add(self, rows: pa.Table) -> None:
+        self._rows.append(rows)
+        while sum(table.num_rows for table in self._rows) >= _SHARD_ROWS:
+            gathered = pa.concat_tables(self._rows)
+            self._write(gathered.slice(0, _SHARD_ROWS))
+            self._rows = [gathered.slice(_SHARD_ROWS)]
 
     def flush(self) -> None:
-        if self._rows:
-            name = f"{self._prefix}-{len(self._shards):06d}.parquet"
-            self._files.write(name, self._encode(self._rows))
-            self._shards.append(Shard(name, len(self._rows)))
-            self._rows = []
+        rows = pa.concat_tables(self._rows) if self._rows else None
+        if rows is not None and rows.num_rows:
+            self._write(rows)
+        self._rows = []
 
-
-def encode_requests(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Request rows as a Parquet file."""
-    columns = {name: [row.get(name) for row in rows] for name in REQUEST_SCHEMA.names}
-    for name in ("clip_start_s", "clip_end_s"):
-        columns[name] = [math.nan if value is None else value for value in columns[name]]
-    return parquet_bytes(pa.table(columns, schema=REQUEST_SCHEMA))
-
-
-def _encode_errors(rows: Sequence[dict[str, Any]]) -> bytes:
-    named = [row | {"start_s": row.get("clip_start_s"), "end_s": row.get("clip_end_s")} for row in rows]
-    return parquet_bytes(pa.Table.from_pylist(named, schema=_KNOWN_ERROR_SCHEMA))
+    def _write(self, rows: pa.Table) -> None:
+        name = f"{self._prefix}-{len(self._shards):06d}.parquet"
+        self._files.write(name, parquet_bytes(rows))
+        self._shards.append(Shard(name, rows.num_rows))
 
 
 def read_shard(data: bytes) -> pa.Table:

@@ -118,14 +118,19 @@ class Predictor:
 
     def __call__(self, batch: Batch) -> Batch:
         """A cell for each model that has rows in the batch."""
-        found = [(number, table) for number, table in enumerate(self.tables(batch)) if table.num_rows]
-        cells = np.empty(len(found), object)
-        cells[:] = [_ipc(table) for _, table in found]
-        return {"model": np.array([number for number, _ in found], np.int32), "table": cells}
+        return cells_of(self.tables(batch))
 
     def tables(self, batch: Batch) -> list[pa.Table]:
         """The rows of each model."""
         return [answer(batch, number) for number, answer in enumerate(self._answers)]
+
+
+def cells_of(tables: Sequence[pa.Table]) -> Batch:
+    """A cell for each model that has rows in ``tables``, which are in the order of the models."""
+    found = [(number, table) for number, table in enumerate(tables) if table.num_rows]
+    cells = np.empty(len(found), object)
+    cells[:] = [_ipc(table) for _, table in found]
+    return {"model": np.array([number for number, _ in found], np.int32), "table": cells}
 
 
 def rows_of(job: ModelJob, forward: Forward, batch: Batch, number: int = 0) -> pa.Table:

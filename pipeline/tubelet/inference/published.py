@@ -82,9 +82,8 @@ class Published:
 
 def _index_part(number: int, table: pa.Table) -> tuple[Any, ...]:
     rows = table.num_rows
-    places = digests(table["key"].to_pylist(), table["window"].to_pylist())
-    contents = digests(table["etag"].to_pylist())
-    failed = np.array([status == Status.ERROR for status in table["status"].to_pylist()], np.bool_)
+    places, contents = digests(table["key"], table["window"]), digests(table["etag"])
+    failed = pc.fill_null(pc.equal(table["status"], Status.ERROR.value), False).to_numpy()
     return places, contents, failed, _attempts(table), np.full(rows, number, np.int32)
 
 

@@ -91,6 +91,7 @@ class PredictionSink:
         self.files, self.schema, self.limits = files, schema, limits or SinkLimits()
         self.published = Published.of([])
         self._gathered: list[pa.Table] = []
+        self._rows = self._bytes = 0
         self._started_s = self._written_s = time.monotonic()
         self._last_write_s = 0.0
         self.reload()
@@ -106,7 +107,11 @@ class PredictionSink:
     def add(self, rows: pa.Table) -> None:
         """Gather rows (each place at most once until the next part) and publish when it is time."""
         if rows.num_rows:
-            self._gathered.append(self.counted(rows.select(self.schema.names).cast(self.schema)))
+            rows = self.counted(rows.select(self.schema.names).cast(self.schema))
+            self._gathered.append(rows)
+            # Totals as they come: to sum what is gathered at each call would grow with its square.
+            self._rows += rows.num_rows
+            self._bytes += rows.nbytes
         if self._gathered and self._is_time():
             self.flush()
 
@@ -118,8 +123,8 @@ class PredictionSink:
         transient = pc.is_in(rows["error_code"], pa.array(sorted(TRANSIENT)))
         counts = np.zeros(rows.num_rows, np.int32)
         if pc.any(transient).as_py():
-            places = digests(rows["key"].to_pylist(), rows["window"].to_pylist())
-            earlier = self.published.earlier_attempts(places, digests(rows["etag"].to_pylist()))
+            places = digests(rows["key"], rows["window"])
+            earlier = self.published.earlier_attempts(places, digests(rows["etag"]))
             counts = np.where(transient.to_numpy(), earlier + 1, 0).astype(np.int32)
         return rows.set_column(at, rows.schema.field(at), pa.array(counts))
 
@@ -131,7 +136,7 @@ class PredictionSink:
         rows = pa.concat_tables(self._gathered)
         while rows is not None:
             rows = self._publish(rows)
-        self._gathered = []
+        self._gathered, self._rows, self._bytes = [], 0, 0
         self._written_s = time.monotonic()
         self._last_write_s = self._written_s - began_s
 
@@ -140,16 +145,14 @@ class PredictionSink:
         self.flush()
 
     def _is_time(self) -> bool:
-        rows = sum(table.num_rows for table in self._gathered)
-        size_bytes = sum(table.nbytes for table in self._gathered)
         now_s = time.monotonic()
         interval_s = self.limits.interval_s(now_s - self._started_s, self._last_write_s)
-        full = rows >= self.limits.part_rows or size_bytes >= self.limits.part_bytes
+        full = self._rows >= self.limits.part_rows or self._bytes >= self.limits.part_bytes
         return full or now_s - self._written_s >= interval_s
 
     def _publish(self, rows: pa.Table) -> pa.Table | None:
         """One attempt; returns the rows to try again when another writer came first, else None."""
-        homes = self.published.locate(digests(rows["key"].to_pylist(), rows["window"].to_pylist()))
+        homes = self.published.locate(digests(rows["key"], rows["window"]))
         new = rows.filter(pa.array(homes < 0))
         if new.num_rows and not self._append(new):
             return self._after_conflict(rows)
@@ -175,8 +178,8 @@ class PredictionSink:
         """Another writer was first: keep the rows that it has not published from the same content."""
         self.files.check_owner()
         self.reload()
-        places = digests(rows["key"].to_pylist(), rows["window"].to_pylist())
-        done = self.published.is_done(places, digests(rows["etag"].to_pylist()), retry_errors=True)
+        places = digests(rows["key"], rows["window"])
+        done = self.published.is_done(places, digests(rows["etag"]), retry_errors=True)
         left = rows.filter(pa.array(~done))
         return left if left.num_rows else None
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from tubelet.clips import Batch, ClipDecoder, ClipSpec
 from tubelet.clips.decoder import numbered
 from tubelet.clips.tubelets import Uint8
-from tubelet.inference.predictor import Job, Predictor
+from tubelet.inference.predictor import Job, Predictor, cells_of
 from tubelet.storage import StorageOptions
 from tubelet.video import Limits
 
@@ -19,6 +19,10 @@ Transform = Callable[[Uint8, str, ClipSpec], Uint8]
 
 Reader = Callable[[pa.Table], Iterator[pa.Table]]
 """Makes the requests (see ``schema.REQUEST_SCHEMA``) of one task in the worker; picklable."""
+
+
+# A table is handed on before it is larger: one row of a block is never split.
+_CELL_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,16 @@ class DecodePredict:
         self._predictor = Predictor(models, threads)
 
     def __call__(self, task: pa.Table) -> Iterator[Batch]:
-        """The requests of one task to tables of rows."""
+        """The requests of one task to tables of rows, one for each model: the driver pays for each table."""
+        gathered: list[list[pa.Table]] = []
         for decoded in self._decoder(task):
-            yield self._predictor(decoded)
+            gathered.append(self._predictor.tables(decoded))
+            if sum(table.nbytes for tables in gathered for table in tables) > _CELL_BYTES:
+                yield _joined(gathered)
+                gathered = []
+        if gathered:
+            yield _joined(gathered)
+
+
+def _joined(gathered: Sequence[Sequence[pa.Table]]) -> Batch:
+    return cells_of([pa.concat_tables(tables) for tables in zip(*gathered, strict=True)])

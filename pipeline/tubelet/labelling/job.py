@@ -9,7 +9,7 @@ from tubelet import storage
 from tubelet.corpus.manifest import is_manifest, read_manifest
 from tubelet.error_rate import ErrorRate
 from tubelet.inference.driver import Driver
-from tubelet.inference.graph import check_reachable, plan_resources
+from tubelet.inference.graph import Layout, check_reachable, resources_for
 from tubelet.inference.output import MakePage, OutputFiles, parquet_bytes
 from tubelet.inference.shipping import LoadedModels, ship
 from tubelet.inference.sink import part_name, part_numbers
@@ -90,22 +90,25 @@ class Run:
 
     def go(self) -> Summary:
         """Label what is planned, publish it, tell MLflow."""
-        import ray
-
         prepared = self.prepared
         self.driver.check_known_errors()
         check_reachable(prepared.root, [shard.name for shard in prepared.plan.shards[:1]])
-        limits = self.config.limits.limits()
-        decode = DecodeJob(prepared.models.specs, self.config.views, prepared.root.options, limits)
-        layout = plan_resources(
-            ray.cluster_resources(),
+        config = self.config
+        limits = config.limits.limits()
+        decode = DecodeJob(prepared.models.specs, config.views, prepared.root.options, limits)
+        with resources_for(
             decode,
             prepared.plan.requests,
-            workers=self.config.workers,
-            predictors=self.config.predictors,
-            gpus=self.config.gpus,
+            workers=config.workers,
+            predictors=config.predictors,
+            gpus=config.gpus,
             largest_pixels=prepared.plan.largest_pixels,
-        )
+        ) as layout:
+            self._run(decode, layout)
+        return self.report.summary
+
+    def _run(self, decode: DecodeJob, layout: Layout) -> None:
+        prepared = self.prepared
         self.report = Report.start(self.config, prepared, layout)
         self.driver.on_rows = self.report.add
         try:
@@ -121,7 +124,6 @@ class Run:
         except BaseException as error:
             self.report.stop(error)
             raise
-        return self.report.summary
 
     def _after(self) -> None:
         """Everything is published; what follows from it, and the summary."""

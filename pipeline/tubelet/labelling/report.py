@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tubelet.inference.bundle import find_link
 from tubelet.labelling import figures
@@ -78,17 +79,18 @@ class Tally:
 
     def add(self, rows: pa.Table) -> None:
         """Count ``rows``."""
-        failed = np.array([status == Status.ERROR for status in rows["status"].to_pylist()], np.bool_)
-        self.errors += int(failed.sum())
-        self.ok += int((~failed).sum())
-        columns = (rows[name].to_pylist() for name in ("error_code", "error", "attempts"))
-        for code, reason, attempts in zip(*columns, strict=True):
-            if code is not None:
-                self.reasons[code] += 1
-                self.examples.setdefault(code, reason or "")
-                self.to_retry += to_retry(code, attempts)
-        good = rows.filter(pa.array(~failed))
-        self.labels.update(label for label in good["label"].to_pylist() if label is not None)
+        failed = pc.equal(rows["status"], Status.ERROR.value)
+        errors = pc.sum(failed).as_py() or 0
+        self.errors += errors
+        self.ok += rows.num_rows - errors
+        reasons = rows.select(["error_code", "error", "attempts"]).filter(pc.is_valid(rows["error_code"]))
+        for code, reason, attempts in zip(*(column.to_pylist() for column in reasons.columns), strict=True):
+            self.reasons[code] += 1
+            self.examples.setdefault(code, reason or "")
+            self.to_retry += to_retry(code, attempts)
+        good = rows.filter(pc.invert(failed)) if errors else rows
+        counts = pc.value_counts(good["label"].drop_null())
+        self.labels.update(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
         scores = good["score"].drop_null().to_numpy()
         self.scores += np.histogram(scores, bins=_BINS, range=(0, 1))[0]
         self.score_sum += float(scores.sum())

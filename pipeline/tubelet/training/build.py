@@ -117,9 +117,7 @@ def make_job(prepared: Prepared, resources: Resources, queue: Any, claim: Claim 
     plan = ray.put(plan_of(prepared))
     stream = stream_config(prepared, resources.decode_workers)
     store = CheckpointStore(storage.normalise_uri(request.out), request.options, recipe.retain, claim)
-    feed = FeedConfig(
-        plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store, resources.rank_cpus
-    )
+    feed = FeedConfig(plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store, resources)
     return TrainJob(
         recipe=recipe,
         spec=prepared.spec,

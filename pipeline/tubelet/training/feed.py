@@ -14,7 +14,7 @@ from ray.data import DataIterator
 from tubelet.clips import Batch
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.plan import BatchShape, Plan
-from tubelet.training.resources import decode_cpus
+from tubelet.training.resources import Resources, decode_cpus, decoders_now
 from tubelet.training.stream import StreamConfig, raise_block_limit, stream_options, training_stream
 
 NAME = "train"
@@ -30,7 +30,7 @@ class FeedConfig:
     accumulate: int
     total_steps: int
     checkpoints: CheckpointStore
-    rank_cpus: float
+    resources: Resources
 
     def shape(self, world: int) -> BatchShape:
         """How the global batch is dealt out among ``world`` ranks."""
@@ -62,8 +62,11 @@ class Feed(ray.train.DataConfig):  # type: ignore[misc]  # ray has no type infor
         spec = config.stream.spec
         raise_block_limit(shape.rows * spec.tokens * spec.token_bytes)
         first = config.checkpoints.newest() or 0
-        cpus = decode_cpus(config.stream.decode_workers, config.rank_cpus, worker_node_ids)
-        decoding = replace(config.stream, decode_cpus=cpus)
+        workers = config.stream.decode_workers
+        if config.resources.elastic:
+            workers = decoders_now(config.resources, world_size)
+        cpus = decode_cpus(workers, config.resources.rank_cpus, worker_node_ids)
+        decoding = replace(config.stream, decode_workers=workers, decode_cpus=cpus)
         stream = training_stream(config.plan, shape, (first, config.total_steps), decoding)
         return list(super().configure({NAME: stream}, world_size, worker_handles, worker_node_ids, **kwargs))
 

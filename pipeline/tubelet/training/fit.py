@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
@@ -35,6 +36,8 @@ from tubelet.training.prepare import Prepared, write_record
 from tubelet.training.resources import Resources, plan_resources
 from tubelet.training.state import MODEL_FILE
 
+_log = logging.getLogger(__name__)
+
 POLL_S = 0.25
 # Videos that failed are listed up to this many; the counts go on.
 MAX_FAILURES = 10_000
@@ -61,6 +64,8 @@ class Progress:
     failed: int = 0
     restarts: int = -1
     first_step: int = 0
+    world: int = 0
+    nodes: int = 0
     figures: dict[str, float] = field(default_factory=dict)
     validation: dict[str, float] = field(default_factory=dict)
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -157,6 +162,8 @@ def _trainer(job: TrainJob, resources: Resources, scratch: str) -> TorchTrainer:
             num_workers=most if least == most else (least, most),
             use_gpu=resources.use_gpu,
             resources_per_worker=resources.per_rank,
+            # Ranks without GPUs share the cores of their node: on nodes of their own, each has more.
+            placement_strategy="PACK" if resources.use_gpu else "SPREAD",
         ),
         run_config=ray.train.RunConfig(
             name="train",
@@ -251,8 +258,9 @@ def _drain_events(queue: Any, progress: Progress, tracker: Tracker, line: Progre
     records: list[Record] = ray.get(queue.drain.remote())
     for record in records:
         if record["kind"] == "start":
-            progress.restarts += 1
-            line.done = progress.step = progress.first_step = record["step"]
+            _on_start(record, progress)
+            progress.step = progress.first_step = record["step"]
+            line.restart(record["step"])
         elif record["kind"] == "step":
             _on_step(record, progress, tracker, line)
         elif record["kind"] == "empty step":
@@ -269,6 +277,22 @@ def _drain_events(queue: Any, progress: Progress, tracker: Tracker, line: Progre
         elif record["kind"] == "end":
             progress.step, progress.outcome = record["saved"], record["outcome"]
             progress.problem, progress.judged = record["problem"], (record["failed"], record["clips"])
+
+
+def _on_start(record: Record, progress: Progress) -> None:
+    """Say why the ranks started again, and where they go on."""
+    progress.restarts += 1
+    nodes, world = sum(node["Alive"] for node in ray.nodes()), int(record["world"])
+    if progress.restarts:
+        _log.warning(restart_line(progress, nodes, world, int(record["step"])))
+    progress.nodes, progress.world = nodes, world
+
+
+def restart_line(before: Progress, nodes: int, world: int, step: int) -> str:
+    """What happened to a run that was at ``before`` and goes on at ``step`` with ``world`` ranks."""
+    what = "node lost" if nodes < before.nodes else "node joined" if world > before.world else "rank lost"
+    ranks = f"{world} rank{'s' * (world != 1)}"
+    return f"{what} at step {before.step}; going on at step {step} with {ranks}"
 
 
 def _on_step(record: Record, progress: Progress, tracker: Tracker, line: ProgressLine) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
+from tubelet.cluster import Cluster, requested, wait_for
 from tubelet.config import UserError, usable_cores
 from tubelet.training.recipe import Recipe
 from tubelet.training.stream import PLAN_CPUS, REPARTITION_CPUS
@@ -29,6 +30,8 @@ class Resources:
     use_gpu: bool
     rank_cpus: float
     decode_workers: int
+    elastic: bool = False
+    """Whether nodes may come: each start of the ranks then looks how many decode workers there can be."""
 
     @property
     def per_rank(self) -> dict[str, float]:
@@ -39,25 +42,54 @@ class Resources:
 def plan_resources(recipe: Recipe) -> Resources:
     """Divide the cluster between the ranks of ``recipe`` and decoding.
 
+    Where nodes may come, the autoscaler is asked for what the recipe wants, and what it can begin with is
+    waited for.
+
     Raises:
-        UserError: there are fewer GPUs than ranks, or no CPU is left to decode.
+        UserError: there are fewer GPUs than ranks, or no CPU is left to decode, and no node will come.
     """
-    total = ray.cluster_resources()
-    cpus, gpus = float(total.get("CPU", 0)), float(total.get("GPU", 0))
     least, most = recipe.world
-    use_gpu = gpus > 0
+    cluster = Cluster.look()
+    use_gpu = cluster.most.get("GPU", 0.0) > 0
+    if cluster.grows:
+        cluster = _wait(recipe, least, most, use_gpu=use_gpu)
+    cpus, gpus = float(cluster.now.get("CPU", 0)), float(cluster.now.get("GPU", 0))
     if use_gpu and gpus < least:
         raise UserError(f"workers={recipe.workers}: the cluster has {gpus:g} GPUs; lower workers=")
     rank_cpus = recipe.rank_cpus or (GPU_RANK_CPUS if use_gpu else CPU_RANK_CPUS)
     ranks = min(most, int(gpus)) if use_gpu else most
     left = cpus - ranks * rank_cpus - PLAN_CPUS - REPARTITION_CPUS
-    workers = recipe.decode_workers or max(1, int(left) if use_gpu else int(cpus // 2))
+    workers = recipe.decode_workers or _decoders(cpus, left, use_gpu=use_gpu)
     if left / workers < _LEAST_DECODE_CPUS:
         raise UserError(
             f"{cpus:g} CPUs are too few for workers={recipe.workers} and {workers} decode workers: "
             "lower workers=, rank_cpus= or decode_workers=, or add CPUs"
         )
-    return Resources(use_gpu, rank_cpus, workers)
+    return Resources(use_gpu, rank_cpus, workers, cluster.grows and not recipe.decode_workers)
+
+
+def _wait(recipe: Recipe, least: int, most: int, *, use_gpu: bool) -> Cluster:
+    rank_cpus = recipe.rank_cpus or (GPU_RANK_CPUS if use_gpu else CPU_RANK_CPUS)
+    decoders = recipe.decode_workers or 1
+    need = {"CPU": least * rank_cpus + PLAN_CPUS + REPARTITION_CPUS + _LEAST_DECODE_CPUS * decoders}
+    bundles = [{"CPU": rank_cpus, **({"GPU": 1.0} if use_gpu else {})}] * most
+    bundles += [{"CPU": 1.0}] * (decoders + 2)
+    if use_gpu:
+        need["GPU"] = float(least)
+    with requested(bundles):
+        return wait_for(need)
+
+
+def _decoders(cpus: float, left: float, *, use_gpu: bool) -> int:
+    """Ranks without GPUs compute on the same cores: half of these are for decoding."""
+    return max(1, int(left) if use_gpu else int(cpus // 2))
+
+
+def decoders_now(resources: Resources, ranks: int) -> int:
+    """Decode workers beside ``ranks`` on the nodes that there are now."""
+    cpus = float(ray.cluster_resources().get("CPU", 0.0))
+    left = cpus - ranks * resources.rank_cpus - PLAN_CPUS - REPARTITION_CPUS
+    return _decoders(cpus, left, use_gpu=resources.use_gpu)
 
 
 def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str]) -> float:

@@ -1,0 +1,113 @@
+"""What a Ray cluster has, what it may grow to, and waiting until it has what a job needs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+# A node of a cloud takes minutes; whoever waits wants to see that something is being waited for.
+SAY_EVERY_S = 30.0
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One look at a cluster.
+
+    Attributes:
+        now: resources of its nodes, as ``ray.cluster_resources()`` says.
+        most: what it may grow to, as far as its autoscaler says so; never less than ``now``.
+        grows: nodes may come: there is an autoscaler, or a head that is not there to work.
+    """
+
+    now: Mapping[str, float]
+    most: Mapping[str, float]
+    grows: bool
+
+    @classmethod
+    def look(cls) -> Cluster:
+        """The cluster that this process is connected to."""
+        import ray
+
+        now = dict(ray.cluster_resources())
+        groups = _groups()
+        most = dict(now)
+        for name in ("CPU", "GPU"):
+            largest = sum(group.resources.get(name, 0) * max(group.max_count, 0) for group in groups)
+            most[name] = max(now.get(name, 0.0), float(largest))
+        return cls(now, most, bool(groups) or _has_idle_head())
+
+    def has(self, least: Mapping[str, float]) -> bool:
+        """Whether all of ``least`` is there."""
+        return all(self.now.get(name, 0.0) >= amount for name, amount in least.items())
+
+
+def wait_for(least: Mapping[str, float]) -> Cluster:
+    """Wait until the cluster has ``least``, where it may grow; says for what, and for how long by now."""
+    started_s = said_s = time.monotonic()
+    cluster = Cluster.look()
+    first = True
+    while not cluster.has(least) and cluster.grows:
+        now_s = time.monotonic()
+        if first or now_s - said_s >= SAY_EVERY_S:
+            first, said_s = False, now_s
+            _log.warning(waiting_line(cluster, least, now_s - started_s))
+        time.sleep(_POLL_S)
+        cluster = Cluster.look()
+    return cluster
+
+
+def waiting_line(cluster: Cluster, least: Mapping[str, float], waited_s: float) -> str:
+    """What is missing, and how long it has been waited for."""
+    lacking = [
+        f"{cluster.now.get(name, 0.0):g} of {amount:g} {name}s"
+        for name, amount in least.items()
+        if cluster.now.get(name, 0.0) < amount
+    ]
+    return f"waiting for nodes: the cluster has {', '.join(lacking)} ({waited_s:.0f} s so far)"
+
+
+@contextmanager
+def requested(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
+    """Ask the autoscaler for room for ``bundles`` meanwhile; afterwards nodes without work may go.
+
+    Where there is no autoscaler nothing happens.
+    """
+    if not _groups():
+        yield
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[dict(bundle) for bundle in bundles])
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])
+
+
+def _groups() -> list[Any]:
+    """The autoscaler's groups of nodes that may have more; none without an autoscaler."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    if not config:
+        return []
+    return [
+        group
+        for group in config.node_group_configs
+        if group.resources and (group.max_count == -1 or group.max_count > group.min_count)
+    ]
+
+
+def _has_idle_head() -> bool:
+    """Whether the head offers no CPU: such a cluster waits for nodes, whoever starts them."""
+    import ray
+
+    heads = (n["Resources"] for n in ray.nodes() if n["Alive"] and "node:__internal_head__" in n["Resources"])
+    return any(not head.get("CPU") for head in heads)

@@ -1,0 +1,37 @@
+"""How the work is spread: on the cluster there is, and on one that grows."""
+
+from __future__ import annotations
+
+from tubelet.clips import ClipSpec
+from tubelet.cluster import Cluster, waiting_line
+from tubelet.inference.driver import _first
+from tubelet.inference.graph import plan_resources
+from tubelet.inference.plan import Shard
+from tubelet.inference.workers import DecodeJob
+
+DECODE = DecodeJob((ClipSpec(frames=4, size=32, tubelet=(2, 16, 16)),))
+MANY = 10_000_000
+
+
+def test_size_of_a_task_does_not_grow_with_the_corpus() -> None:
+    layouts = [plan_resources({"CPU": 8}, DECODE, requests) for requests in (100_000, MANY)]
+    assert layouts[0] == layouts[1]
+    shards = [Shard(str(i), 4096) for i in range(2500)]
+    held = _first(shards, layouts[1].rows_at_once)
+    assert 0 < sum(shard.rows for shard in held) <= layouts[1].rows_at_once
+    assert _first(shards[:50], layouts[1].rows_at_once) == shards[:50]
+
+
+def test_a_cluster_that_grows_gives_room_to_more_actors_than_it_has_cpus() -> None:
+    empty = plan_resources({}, DECODE, MANY, most={"CPU": 64.0, "GPU": 0.0})
+    assert (empty.decoders, empty.most_decoders, empty.predictors) == (1, 64, 0)
+    # GPUs that come later are used, unless they are not wanted.
+    later = plan_resources({"CPU": 2.0}, DECODE, MANY, most={"CPU": 64.0, "GPU": 8.0})
+    assert (later.predictors, later.most_predictors, later.gpus) == (1, 8, 1.0)
+    assert plan_resources({"CPU": 2.0}, DECODE, MANY, most={"CPU": 8.0, "GPU": 8.0}, gpus=0).predictors == 0
+    assert plan_resources({"CPU": 2.0}, DECODE, MANY, workers=3, most={"CPU": 64.0}).most_decoders == 3
+
+
+def test_the_line_of_one_who_waits_says_for_what_and_how_long() -> None:
+    line = waiting_line(Cluster({"CPU": 2.0}, {}, True), {"CPU": 4.0, "GPU": 1.0}, 61.2)
+    assert line == "waiting for nodes: the cluster has 2 of 4 CPUs, 0 of 1 GPUs (61 s so far)"
