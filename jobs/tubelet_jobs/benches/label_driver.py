@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,23 +106,24 @@ class Instant:
 def _answers(requests: pa.Table) -> pa.Table:
     from tubelet.inference.schema import RowShape, table_of
 
-    rows: Sequence[dict[str, Any]] = [
-        row
-        | {
-            "status": "ok",
-            "label": f"class {row['request'] % CLASSES}",
-            "score": 0.5,
-            "topk_labels": [f"class {i}" for i in range(5)],
-            "topk_scores": [0.5, 0.2, 0.1, 0.1, 0.1],
-            "views": 1,
-            "clip_times_s": [0.1 * i for i in range(32)],
-            "model": "model",
-            "sampling": "32x2@224 of 256 views=1x1",
-            "attempts": 0,
-        }
-        for row in requests.to_pylist()
-    ]
-    table = table_of(rows, RowShape({"label": CLASSES}).schema())
+    one = {
+        "status": "ok",
+        "score": 0.5,
+        "topk_labels": [f"class {i}" for i in range(5)],
+        "topk_scores": [0.5, 0.2, 0.1, 0.1, 0.1],
+        "views": 1,
+        "clip_times_s": [0.1 * i for i in range(32)],
+        "model": "model",
+        "sampling": "32x2@224 of 256 views=1x1",
+        "attempts": 0,
+    }
+    schema = RowShape({"label": CLASSES}).schema()
+    table = table_of([one], schema).take(pa.array(np.zeros(requests.num_rows, np.int64)))
+    names = pa.array([f"class {i}" for i in range(CLASSES)])
+    labels = names.take(pa.array(requests["request"].to_numpy() % CLASSES))
+    columns = {name: requests[name] for name in ("key", "window", "uri", "etag")} | {"label": labels}
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), schema.field(name), values)
     for name in ("decode_s", "predict_s"):
         table = table.append_column(name, pa.array(np.full(table.num_rows, 0.01)))
     return table.append_column("request", requests["request"])
