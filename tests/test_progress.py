@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tubelet import progress
+from tubelet.labelling.report import million_more
 from tubelet.progress import ProgressLine, duration
 from tubelet.training.fit import Progress, restart_line
 
@@ -50,3 +51,8 @@ def test_a_lost_node_is_told_with_where_the_run_goes_on() -> None:
     assert restart_line(before, 2, 1, 117) == "node lost at step 129; going on at step 117 with 1 rank"
     assert restart_line(before, 4, 3, 129) == "node joined at step 129; going on at step 129 with 3 ranks"
     assert restart_line(before, 3, 2, 120) == "rank lost at step 129; going on at step 120 with 2 ranks"
+
+
+def test_what_a_million_more_videos_would_take() -> None:
+    costs = {"cost.core_s_per_video": 0.36, "cost.gpu_s_per_video": 0.018}
+    assert million_more(costs) == {"core_hours": 100.0, "gpu_hours": 5.0}

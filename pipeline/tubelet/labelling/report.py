@@ -7,7 +7,7 @@ import dataclasses
 import io
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class Summary:
 
     ``to_retry``: errors among them of the store or the machine, which the same command tries again.
 
+    ``million_more``: ``core_hours`` and ``gpu_hours`` that a million more of such videos would take.
     ``startup_s``: of ``seconds``, those before the first decoded row, when workers start and load the model.
     ``object_store_limit_bytes``: more than that the job did not keep in Ray's object store, however many
     objects there are.
@@ -56,6 +57,7 @@ class Summary:
     models: dict[str, str] = field(default_factory=dict)
     run_id: str | None = None
     review: str | None = None
+    million_more: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For the JSON line."""
@@ -156,7 +158,9 @@ class Report:
         self.summary.object_store_limit_bytes = self._layout.object_store_bytes
         self.summary.startup_s = round((self._first_s or self._started_s) - self._started_s, 3)
         self._log_progress(last=True)
-        self._tracker.log_metrics(self._costs(seconds))
+        costs = self._costs(seconds)
+        self._tracker.log_metrics(costs)
+        self.summary.million_more = million_more(costs)
         for number, tally in enumerate(self.tallies):
             folder = "" if number == 0 else f"{self._prepared.models.names[number]}/"
             self._log_findings(number, tally, folder)
@@ -212,6 +216,14 @@ class Report:
         figures = {"labelled": done, "errors": tally.errors, "videos_per_s": done / max(age_s, 1e-9)}
         # A step that was logged is not logged again, and the last word must not be the one left out.
         self._tracker.log_metrics(figures, step=int(age_s) + last)
+
+
+def million_more(costs: Mapping[str, float]) -> dict[str, float]:
+    """Hours of cores and GPUs for a million videos that cost what these did (see ``Report._costs``)."""
+    return {
+        f"{kind}_hours": round(costs[f"cost.{kind}_s_per_video"] * 1_000_000 / 3600, 1)
+        for kind in ("core", "gpu")
+    }
 
 
 def summarise(prepared: Prepared, tally: Tally, seconds: float, run_id: str | None) -> Summary:
