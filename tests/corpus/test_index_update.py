@@ -73,6 +73,19 @@ def test_update_remembers_labels_and_split(root: str) -> None:
         run_index(src, out, update=True)
 
 
+def test_update_with_other_labels_moves_no_video_to_another_split(tmp_path: Path) -> None:
+    src, out = str(tmp_path / "v"), str(tmp_path / "m")
+    put_videos(src, ["a.mp4", "b.mp4"])
+    labels = put_text(str(tmp_path / "l.csv"), "path,label,split", "a.mp4,x,test", "b.mp4,y,train")
+    run_index(src, out, labels=labels)
+    corrections = put_text(str(tmp_path / "c.csv"), "path,window,label,at", "a.mp4,0,y,2026-01-02")
+    put(src, {"c.mp4": video_bytes(seed=7)})
+    for labels in (corrections, None):
+        summary = run_index(src, out, labels=labels, update=True)
+        assert (summary.splits, summary.labelled) == ({"test": 1, "train": 1}, 2)
+    assert (manifest_rows(out)["a.mp4"]["label"], manifest_rows(out)["c.mp4"]["split"]) == ("y", None)
+
+
 def test_update_of_another_corpus_is_refused(tmp_path: Path) -> None:
     put_videos(str(tmp_path / "v"), ["a.mp4"])
     put_videos(str(tmp_path / "w"), ["b.mp4"])

@@ -140,6 +140,8 @@ class _Index:
         self.out = storage.normalise_uri(config.out)
         self.config = config
         self.now = datetime.now(UTC).replace(tzinfo=None)
+        self._split_before: str | None = None
+        self._split_rule = ""
 
     def run(self) -> IndexSummary:
         exists = check_output(self.out, update=self.config.update)
@@ -164,6 +166,8 @@ class _Index:
             for n in ("split", "include")
             if getattr(self.config, n) is None and known.get(n) is not None
         }
+        if self.config.split is None:
+            self._split_before = known.get("split_rule") or known.get("split")
         if not self.config.labels:
             kept["labels"] = _as_tuple(known.get("labels"))
         self.config = self.config.model_copy(update=kept)
@@ -172,7 +176,8 @@ class _Index:
     def _list(self) -> Iterator[Listing]:
         config = self.config
         labels = load_labels(config.labels, self.src, config.options, split_column_of(config.split))
-        split = parse_split(config.split, labels)
+        split = parse_split(config.split, labels, self._split_before)
+        self._split_rule = split.spec
         with ExitStack() as stack:
             with ProgressLine("listing", None, "objects") as line:
                 listing = stack.enter_context(
@@ -283,6 +288,7 @@ class _Index:
             "src": self.src,
             "labels": named,
             "split": config.split,
+            "split_rule": self._split_rule,
             "include": config.include,
             "version": __version__,
             "rules": RULES,

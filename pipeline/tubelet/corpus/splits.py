@@ -119,6 +119,23 @@ class ColumnSplit:
         return []
 
 
+class KeptSplit:
+    """On an update whose labels do not say the splits: they stay as they are, and what is new has none."""
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+
+    def assign(self, key: str, path: str, row: LabelRow) -> Assigned:
+        """See :meth:`SplitRule.assign`."""
+        del key, path
+        return Assigned(None, row.group)
+
+    def check(self, counts: dict[str, int]) -> list[str]:
+        """See :meth:`SplitRule.check`."""
+        del counts
+        return []
+
+
 class GroupSplit:
     """Fractions by a hash of the first group of a regex on the path: the person or the scene."""
 
@@ -163,12 +180,20 @@ def split_column_of(spec: str | None) -> str:
     return spec.removeprefix("column:") if spec and spec.startswith("column:") else "split"
 
 
-def parse_split(spec: str | None, labels: Labels) -> SplitRule:
+def parse_split(spec: str | None, labels: Labels, before: str | None = None) -> SplitRule:
     """The rule that ``spec`` describes; without one, the label file's ``split`` column, or else fractions.
+
+    Args:
+        spec: what the user gives.
+        labels: where labels come from.
+        before: on an update without ``--split``, the rule that the manifest's splits came from.
 
     Raises:
         UserError: ``spec`` is none of ``NAME=FRACTION,…``, ``column:NAME`` and ``group:REGEX``.
     """
+    if before is not None and before.startswith("column:"):
+        column = split_column_of(before)
+        return ColumnSplit(column, labels) if labels.split_column == column else KeptSplit(before)
     if spec is None:
         return ColumnSplit("split", labels) if labels.split_column else HashSplit(DEFAULT_FRACTIONS)
     if spec.startswith("column:"):
