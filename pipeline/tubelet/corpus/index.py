@@ -54,6 +54,8 @@ class IndexConfig(Settings):
     """train=0.8,val=0.1,test=0.1; column:NAME; group:REGEX."""
     include: Annotated[str | None, Option(metavar="GLOB")] = None
     """Only these, for example '*.mp4'."""
+    listing: Annotated[str | None, Option(metavar="FILE")] = None
+    """A listing that exists already: S3 Inventory's manifest.json, or CSV or Parquet with uri, size, etag."""
     update: Annotated[bool, Option()] = False
     """Bring an existing manifest up to date; opens only what changed."""
     workers: Annotated[int | None, Option(), Field(ge=1, le=256)] = None
@@ -187,6 +189,7 @@ class _Index:
                         labels,
                         split,
                         include=config.include,
+                        listing_file=config.listing,
                         leave_out=self._is_ours,
                         is_label_file=lambda info: info.uri in labels.files,
                         on_objects=line.advance,

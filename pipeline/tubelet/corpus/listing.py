@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from tubelet import storage
 from tubelet.config import UserError
+from tubelet.corpus.inventory import read_inventory
 from tubelet.corpus.labels import Labels
 from tubelet.corpus.manifest import key_of, schema_with
 from tubelet.corpus.parts import Row, packed
@@ -111,6 +112,7 @@ def list_corpus(
     split: SplitRule,
     *,
     include: str | None = None,
+    listing_file: str | None = None,
     leave_out: Callable[[ObjectInfo], bool] = lambda info: False,
     is_label_file: Callable[[ObjectInfo], bool] = lambda info: False,
     on_objects: Callable[[int], None] = lambda count: None,
@@ -122,6 +124,7 @@ def list_corpus(
         options: how to reach the store.
         labels: where labels come from.
         split: assigns splits.
+        listing_file: a listing that exists already (see ``tubelet.corpus.inventory``).
         include: a glob; what it does not match is skipped.
         leave_out: objects that are the job's own output: not even counted.
         is_label_file: a label file among the videos is skipped.
@@ -141,7 +144,11 @@ def list_corpus(
                 why = "names and folders with `.` or `_`" if storage.is_hidden(info.path) else "--include"
                 listing.skipped[why] += 1
 
-        for info in storage.list_objects(src, options, include, on_skipped=skip):
+        if listing_file is None:
+            found = storage.list_objects(src, options, include, on_skipped=skip)
+        else:
+            found = _chosen(read_inventory(listing_file, src, options), include, skip)
+        for info in found:
             if is_label_file(info):
                 listing.skipped["the label file"] += 1
             elif not leave_out(info):
@@ -153,6 +160,17 @@ def list_corpus(
             raise _nothing_listed(src, include)
         listing.warnings += labels.check() + split.check(dict(listing.by_split))
         yield listing
+
+
+def _chosen(
+    objects: Iterable[ObjectInfo], include: str | None, skip: Callable[[ObjectInfo], None]
+) -> Iterator[ObjectInfo]:
+    """The objects that count, as :func:`tubelet.storage.list_objects` chooses them."""
+    for info in objects:
+        if storage.is_hidden(info.path) or (include is not None and not storage.matches(info.path, include)):
+            skip(info)
+        else:
+            yield info
 
 
 def _schema(labels: Labels) -> pa.Schema:

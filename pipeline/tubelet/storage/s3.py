@@ -25,6 +25,7 @@ from tubelet.storage.base import Conditions, ObjectInfo, RemoteStore, StorageOpt
 from tubelet.storage.errors import local_writes
 from tubelet.storage.retries import with_retries
 from tubelet.storage.s3_errors import CONFLICT, MISSING, code_of, explained
+from tubelet.storage.s3_listing import list_keys
 from tubelet.storage.s3_reads import BrokenAnswerError, ObjectReader, opaque
 from tubelet.storage.uris import split_bucket
 
@@ -105,8 +106,8 @@ class S3Store(RemoteStore):
         bucket, key = split_bucket(uri)
         prefix = f"{key}/" if key else ""
         found = False
-        for page in self._pages(uri, Bucket=bucket, Prefix=prefix):
-            for item in page.get("Contents", ()):
+        with _translated(uri, self._client):
+            for item in list_keys(self._client, bucket, prefix):
                 found = True
                 path = item["Key"][len(prefix) :]
                 if path and not path.endswith("/"):  # `folder/` is an empty marker some tools leave
