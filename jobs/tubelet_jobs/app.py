@@ -34,6 +34,7 @@ JOBS: dict[str, Job] = {
     "label": Job("Label every video of a bucket, one row per video.", "the same command goes on"),
     "embed": Job("Embed every video of a bucket, one row per video.", "the same command goes on"),
     "review": Job("Make one HTML page of what was labelled."),
+    "recipes": Job("List the recipes of train, show one, explain its settings."),
     "submit": Job("Run a job on a Ray cluster."),
     "jobs": Job("List the jobs of a Ray cluster, look at one, read its log, stop it."),
     "demo": Job("Index, train, evaluate, label and review, on this machine."),
@@ -57,15 +58,15 @@ class _Jobs(TyperGroup):
 def job_command(name: str) -> Any:
     """The command of a job as typer parses it."""
     function = importlib.import_module(f"tubelet_jobs.{name}").command
-    single = typer.Typer(**_LOOK)
+    single = typer.Typer(add_completion=False, **_LOOK)
     single.command(name)(typer_function(function, settings_class(function)))
     return typer.main.get_command(single)
 
 
 _LOOK: dict[str, Any] = {
-    "add_completion": False,
     "pretty_exceptions_enable": False,
     "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 app = typer.Typer(
     name="tubelet",

@@ -6,14 +6,17 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tubelet.config import Option, Settings
 
 from tubelet_jobs import given_environment
 from tubelet_jobs.environment import forwarded, make_paths_absolute
+
+if TYPE_CHECKING:
+    from tubelet.inference.output import MadePage, MakePage
 
 
 class RayOptions(Settings):
@@ -85,18 +88,20 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def review_page(**settings: Any) -> Callable[[str, str], str]:
-    """What makes a page of the predictions at one URI, at another, and returns its URI.
+def review_page(**settings: Any) -> MakePage:
+    """What makes a page of the predictions at one URI, at another.
 
     Args:
         settings: of :class:`tubelet.review.page.ReviewConfig`; None: its default.
     """
 
-    def make(predictions: str, out: str) -> str:
+    def make(predictions: str, out: str) -> MadePage:
         from tubelet.config import load_settings
+        from tubelet.inference.output import MadePage
         from tubelet.review.page import ReviewConfig, review
 
         given = {name: value for name, value in settings.items() if value is not None}
-        return review(load_settings(ReviewConfig, {"predictions": predictions, "out": out, **given})).out
+        made = review(load_settings(ReviewConfig, {"predictions": predictions, "out": out, **given}))
+        return MadePage(made.out, made.alone)
 
     return make

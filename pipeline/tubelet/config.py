@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -48,6 +48,9 @@ class Settings(BaseModel):
 
     A docstring below a setting is its description.
     """
+
+    usual_names: ClassVar[Mapping[str, str]] = {}
+    """What other tools call a setting -> its name here; for the error that an unknown one gets."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
@@ -105,6 +108,11 @@ def valid_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
+def _usual_name(cls: type[BaseModel], key: str) -> str | None:
+    known = cls.usual_names if issubclass(cls, Settings) else {}
+    return known.get(key.rpartition(".")[2].replace("-", "_").lower())
+
+
 def _settings_class(annotation: Any) -> type[BaseModel] | None:
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
@@ -132,7 +140,9 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
         key = ".".join(str(p) for p in issue["loc"])
         if issue["type"] == "extra_forbidden":
             valid = valid_keys(cls)
-            near = difflib.get_close_matches(key, valid, n=3, cutoff=0.5) or sorted(valid)
+            usual = _usual_name(cls, key)
+            near = [usual] if usual else difflib.get_close_matches(key, valid, n=3, cutoff=0.5)
+            near = near or sorted(valid)
             parts.append(f"unknown setting {key!r}; did you mean {', '.join(near)}?")
         else:
             given = issue.get("input")

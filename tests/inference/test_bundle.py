@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -151,6 +154,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_found_by_alias_version_run_and_id(registered: tuple[str, str, ModelBundle]) -> None:
     uri, run_id, bundle = registered
+    assert "MLFLOW_REGISTRY_URI" not in os.environ
     by_alias = ModelBundle.load("models:/moves@champion", uri)
     assert same(by_alias, bundle)
     assert by_alias.identity == "models:/moves/1"
@@ -159,6 +163,9 @@ def test_found_by_alias_version_run_and_id(registered: tuple[str, str, ModelBund
         assert ModelBundle.load(name, uri).identity == "models:/moves/1", name
     assert ModelBundle.load("models:/moves/latest", uri).identity == "models:/moves/2"
     model_id = by_alias.described().model_id
+    # MLflow's pages show the logged model as that version.
+    tags = mlflow.MlflowClient(uri).get_logged_model(model_id).tags
+    assert json.loads(tags["mlflow.modelVersions"]) == [{"name": "moves", "version": 1}]
     assert same(ModelBundle.load(f"models:/{model_id}", uri), bundle)
 
 
@@ -200,7 +207,7 @@ def test_logged_from_code_with_signature_and_without_a_pickle(
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pt", ".bin"))]
     assert {"model.safetensors", "serving.py", "MLmodel", "input_example.json"} <= set(names)
     loaded = mlflow.pyfunc.load_model(str(folder))
-    assert loaded.metadata.signature.inputs.input_names() == ["uri"]
+    assert len(loaded.metadata.signature.inputs.inputs) == 1
     video = tmp_path / "a left.mp4"
     write_video(video, moving_square(-1, 5))
     table = pd.DataFrame({"uri": [str(video), str(tmp_path / "missing.mp4")]})
@@ -213,6 +220,20 @@ def test_logged_from_code_with_signature_and_without_a_pickle(
     assert len(out["topk_labels"][0]) == 2
     assert pd.isna(out["label"][1])
     assert "No such file" in out["error"][1]
+    assert list(out["uri"]) == list(table["uri"])
+    # Whatever people hand in gets the same answer.
+    data = video.read_bytes()
+    b64 = base64.b64encode(data).decode()
+    given = (str(video), [str(video)], table["uri"][:1], data, [data], pd.DataFrame({"b64": [b64]}))
+    for one in (*given, "data:video/mp4;base64," + b64):
+        (label,) = loaded.predict(one, params={"views": "2x1", "topk": 2})["label"]
+        assert label == row["label"], str(one)[:60]
+    mixed = loaded.predict([str(video), "data:video/mp4;base64,!", None])
+    assert list(mixed["error"].isna()) == [True, False, False]
+    assert mixed["topk_labels"][1] == []
+    for wrong in ({"views": "four"}, {"topk": 0}):
+        with pytest.raises(mlflow.MlflowException, match=r"views|topk"):
+            loaded.predict(str(video), params=wrong)
 
 
 def test_downloads_are_kept(registered: tuple[str, str, ModelBundle]) -> None:

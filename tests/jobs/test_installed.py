@@ -68,7 +68,10 @@ def test_wheel_holds_the_two_packages_and_their_data(wheel: Path) -> None:
         f"tubelet_jobs/recipes/{path.name}" for path in (ROOT / "jobs/tubelet_jobs/recipes").glob("*.yaml")
     }
     assert len(recipes) > 10
-    assert recipes | {"tubelet/py.typed", "tubelet/review/page.html.j2"} <= names
+    assert (
+        recipes | {"tubelet/py.typed", "tubelet/review/static/page.html.j2", "tubelet/review/static/main.js"}
+        <= names
+    )
     code = {
         f"{package}/{path.relative_to(ROOT / top / package)}"
         for top, package in (("pipeline", "tubelet"), ("jobs", "tubelet_jobs"))

@@ -38,7 +38,9 @@ NAMES = {
     "embed": "source --model --out --include --clips --per-frame --type --frames --stride --size"
     " --max-error-rate --retry-errors --workers --predictors --gpus --tracking-uri --anonymous"
     " --single-writer --break-lock --ray-address --deadline --max-frames --memory --dry-run",
-    "review": "predictions --out --limit --frames --height --anonymous --dry-run",
+    "review": "predictions other --out --limit --frames --height --queue --manifest --presign --anonymous"
+    " --host --port --corrections --dry-run --serve",
+    "recipes": "name --keys",
     "submit": "job --address --name --wait --no-wait --pip --shared-fs --dry-run",
     "jobs": "action name --address --follow",
     "demo": "overrides --videos --labels --split --out --recipe --tracking-uri",

@@ -4,99 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
-from support.labelling import CLASSES, write_video
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+from support.review import ERRORS, EVIL, VIDEOS, row_of, wait_for_video, write_rows
 from tubelet.config import UserError
-from tubelet.inference.output import OutputFiles
-from tubelet.inference.schema import RowShape, table_of
-from tubelet.inference.sink import PredictionSink, SinkLimits
-from tubelet.review.page import ReviewConfig, ReviewSummary, review
-
-EVIL = "<script>window.hit=1</script><img src=x onerror=window.hit=1>"
-VIDEOS, ERRORS = 50, 3
-
-
-def row_of(i: int, uri: str) -> dict[str, Any]:
-    score = 0.30 + 0.6 * ((i * 37) % VIDEOS) / VIDEOS
-    label = CLASSES[i % 3] if i else EVIL
-    others = [name for name in CLASSES if name != label][:3]
-    return {
-        "key": f"k{i:04d}",
-        "window": 0,
-        "uri": uri,
-        "status": "ok",
-        "label": label,
-        "score": score,
-        "topk_labels": [label, *others],
-        "topk_scores": [score, *[(1 - score) / 3] * 3],
-        "views": 1,
-        "clip_times_s": [0.0, 0.2, 0.4, 0.6],
-        "model": "sha256:abc",
-        "sampling": "8uniform@32",
-    }
-
-
-@pytest.fixture(scope="module")
-def predictions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("review")
-    videos = [write_video(folder / "in" / f"clip {i} & co.mp4", i) for i in range(3)]
-    rows = []
-    for i in range(VIDEOS):
-        copy = folder / "in" / ("sub" if i % 2 else "other") / f"v{i:03d}.mp4"
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(videos[i % 3], copy)
-        rows.append(row_of(i, str(copy)))
-    rows[5]["uri"] = str(folder / "in" / "gone.mp4")
-    for i in range(ERRORS):
-        uri = str(folder / "in" / f"{EVIL}{i}.mp4")
-        code = ["open_error", "timeout", "open_error"][i]
-        rows.append(
-            {"key": f"x{i}", "window": 0, "uri": uri, "status": "error", "error_code": code, "error": EVIL}
-        )
-    out = folder / "out"
-    schema = RowShape().schema()
-    sink = PredictionSink(OutputFiles(str(out)), schema, SinkLimits(part_rows=1))
-    sink.add(table_of(rows[:30], schema))
-    sink.add(table_of(rows[30:], schema))
-    return out
-
-
-@pytest.fixture(scope="module")
-def made(predictions: Path) -> tuple[Path, ReviewSummary]:
-    page = predictions.parent / "page.html"
-    return page, review(ReviewConfig(predictions=str(predictions), out=str(page), frames=4, workers=2))
-
-
-@pytest.fixture(scope="module")
-def browser_page(made: tuple[Path, ReviewSummary]) -> Iterator[Page]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "this test drives a real browser: install chromium"
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        requests: list[str] = []
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(made[0].as_uri())
-        yield page
-        outside = [url for url in requests if not url.startswith(("file:", "data:"))]
-        assert outside == [], "the page asked for something outside"
-        browser.close()
-
-
-@pytest.fixture
-def page(browser_page: Page) -> Page:
-    browser_page.reload()
-    return browser_page
+from tubelet.review.config import ReviewConfig
+from tubelet.review.page import ReviewSummary, review
 
 
 def scores(page: Page) -> list[float]:
@@ -158,6 +78,95 @@ def test_search_finds_paths_and_labels(page: Page) -> None:
     assert set(paths) == {f"other/v{i:03d}.mp4" for i in range(10, 20, 2)}
     page.get_by_label("Search").fill("nothing such")
     assert page.locator(".empty").inner_text() == "Nothing matches."
+
+
+def test_search_finds_no_labels_that_were_not_given(page: Page) -> None:
+    """Of the best five labels the first is the answer; every row has each class among them."""
+    page.get_by_label("Search").fill("up")
+    found = page.locator(".video").evaluate_all(
+        "cards => cards.map(card => card.querySelector('.what').textContent)"
+    )
+    assert found
+    assert all("up" in text for text in found)
+
+
+def test_truth_stands_beside_the_label(page: Page) -> None:
+    page.get_by_label("Search").fill("v010")
+    wrong = page.locator(".truth").inner_text()
+    assert wrong.startswith("✗ truth: ")
+    assert page.locator(".video b").inner_text() not in wrong
+    page.get_by_label("Search").fill("v006")
+    assert page.locator(".truth").inner_text() == "✓ truth: " + page.locator(".video b").inner_text()
+
+
+def test_figures_filter(page: Page) -> None:
+    bar = page.locator("#histogram button").nth(10)
+    count = int(str(bar.get_attribute("title")).rpartition(" ")[2])
+    bar.click()
+    assert page.locator("#shown").inner_text() == f"{count} of {VIDEOS}"
+    assert all(50 <= score < 55 for score in scores(page))
+    page.keyboard.press("Escape")
+    cell = page.locator("#confusion td:not([data-right]) button").first
+    truth, label, count = (
+        cell.get_attribute("data-truth"),
+        cell.get_attribute("data-label"),
+        cell.inner_text(),
+    )
+    cell.click()
+    assert page.locator("#shown").inner_text() == f"{count} of {VIDEOS}"
+    assert set(page.locator(".video b").all_text_contents()) == {label}
+    assert set(page.locator(".truth").all_text_contents()) == {f"✗ truth: {truth}"}
+    page.get_by_role("button", name=f"Truth: {truth} ×").click()
+    assert page.locator(".chip").count() == 0
+
+
+def test_a_link_opens_what_was_shown(page: Page, browser: Browser) -> None:
+    page.get_by_label("Label", exact=True).select_option("right")
+    page.get_by_label("Order", exact=True).select_option("path")
+    page.get_by_label("Search").fill("sub/ v0")
+    page.keyboard.press("Escape")
+    page.get_by_label("Label", exact=True).select_option("up")
+    page.get_by_label("Search").fill("other")
+    shown = page.locator(".video .path").all_text_contents()
+    assert shown
+    with browser.new_page() as other:
+        other.goto(page.url)
+        assert other.locator(".video .path").all_text_contents() == shown
+        assert other.get_by_label("Order", exact=True).input_value() == "path"
+        assert other.get_by_label("Search").input_value() == "other"
+
+
+def test_video_plays_where_the_model_looked(page: Page) -> None:
+    page.get_by_label("Search").fill("v007")
+    assert page.locator("video").count() == 0
+    page.locator(".video").focus()
+    page.keyboard.press("p")
+    expect(page.locator(".player")).to_contain_text("The model saw 0:00.0 to 0:00.6")
+    wait_for_video(page, 2)
+    page.keyboard.press("p")
+    assert page.locator("video").count() == 0
+    assert page.locator("img.strip").count() == 1
+
+
+def test_light_and_dark(page: Page) -> None:
+    colour = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(colour)
+    page.keyboard.press("t")
+    assert page.evaluate(colour) != before
+    page.reload()
+    assert page.evaluate(colour) != before
+    page.keyboard.press("t")
+    assert page.evaluate(colour) == before
+
+
+def test_axe_finds_nothing_serious(page: Page) -> None:
+    page.keyboard.press("j")
+    page.keyboard.press("a")
+    for _ in ("light", "dark"):
+        found = Axe().run(page).response["violations"]
+        serious = [v for v in found if v["impact"] in ("serious", "critical")]
+        assert not serious, [(v["id"], v["nodes"][0]["html"]) for v in serious]
+        page.keyboard.press("t")
 
 
 def test_errors_have_a_list_of_their_own(page: Page) -> None:
@@ -235,9 +244,7 @@ def test_numbers_that_are_none_and_pictures_that_are_too_wide(tmp_path: Path) ->
         container.mux(stream.encode())
     row = row_of(0, str(tmp_path / "wide.mp4"))
     row |= {"score": math.nan, "topk_scores": [math.nan, math.inf, 0.0, -math.inf]}
-    schema = RowShape().schema()
-    sink = PredictionSink(OutputFiles(str(tmp_path / "out")), schema, SinkLimits(part_rows=1))
-    sink.add(table_of([row], schema))
+    write_rows(tmp_path / "out", [row])
     page = tmp_path / "page.html"
     made = review(ReviewConfig(predictions=str(tmp_path / "out"), out=str(page), workers=1))
     assert (made.videos, made.shown, made.without_frames) == (1, 1, 1)

@@ -18,7 +18,7 @@ import pytest
 from support import free_port, mlflow_server, wait_until
 from support.hostile import HostileFolder
 from tubelet.config import UserError
-from tubelet.tracking import ModelLink, Tracker, default_tracking_uri
+from tubelet.tracking import ModelLink, Tracker, default_tracking_uri, model_name
 from tubelet.tracking.registry import check_uri, code_tags
 from tubelet.tracking.store import OWNER_TAG
 from tubelet.tracking.tracker import metric_name
@@ -57,6 +57,8 @@ def test_a_run_has_what_was_logged_and_its_origin(database: str) -> None:
             tracker.log_metrics({"loss": 1 / (step + 1), "class/a b:ä": 1.0}, step)
         tracker.log_figure(figure, "figures/plot.png")
         tracker.log_text("model: tiny", "recipe.yaml")
+        tracker.log_dataset("s3://b/m", "0123456789abcdef", "train", 7)
+        tracker.log_dataset("s3://b/m", "fedcba9876543210", "validation", 3)
         run_id = tracker.run_id
     run, client = run_of(database, run_id), mlflow.MlflowClient(database)
     assert run.info.status == "FINISHED"
@@ -64,6 +66,12 @@ def test_a_run_has_what_was_logged_and_its_origin(database: str) -> None:
     assert run.data.metrics[metric_name("class/a b:ä")] == 1.0
     assert run.data.params["lr"] == "0.1"
     assert run.data.params["long"].startswith("xxx")
+    data = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
+    assert {context: one.digest for context, one in data.items()} == {
+        "train": "0123456789abcdef",
+        "validation": "fedcba9876543210",
+    }
+    assert data["train"].name == "m"
     assert {"tubelet.manifest", "tubelet.version", "mlflow.source.name"} <= set(run.data.tags)
     assert {found.path for found in client.list_artifacts(run_id)} == {"figures", "recipe.yaml"}
     assert client.list_artifacts(run_id, "figures")[0].file_size > 1000
@@ -142,6 +150,12 @@ def test_relative_paths_mean_this_folder(tmp_path: Path, monkeypatch: pytest.Mon
     assert check_uri("sqlite:///sub/x.db") == f"sqlite:///{tmp_path}/sub/x.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert default_tracking_uri() == "http://server:5000"
+
+
+def test_names_of_models_are_mended_or_refused() -> None:
+    assert model_name("fight.run 1/a") == "fight-run-1-a"
+    with pytest.raises(UserError, match="no name for a model"):
+        model_name("...")
 
 
 def test_code_version_is_the_commit() -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tubelet.config import UserError
+from tubelet.config import UserError, valid_keys
 from tubelet.training.initial import Init
 from tubelet.training.prepare import model_config
 from tubelet.training.recipe import Recipe
 from tubelet.training.schedule import Schedule
 from tubelet.vivit import ViViT, ViViTConfig, read_pretrained
-from tubelet_jobs.recipes import RECIPES, load_recipe, recipe_names
+from tubelet_jobs.recipes import RECIPES, RecipesOptions, command, load_recipe, recipe_names
 
 # What a recipe that takes its size from weights is built on.
 IMAGE = ViViTConfig.preset("s-14x1-average", classes=2, frames=2, height=28, width=28, layers=1)
@@ -134,3 +134,45 @@ def test_schedule_of_a_recipe() -> None:
     floor = Schedule(1.0, 100, 10, final_ratio=0.1)
     assert floor(100) == pytest.approx(0.1)
     assert Schedule(1.0, 100, 10, "constant")(99) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("learning_rate=1", "optimiser.lr"),
+        ("batch_size=2", "batch"),
+        ("optimiser.learning_rate=1", "optimiser.lr"),
+    ],
+)
+def test_the_usual_names_of_settings_are_known(given: str, meant: str) -> None:
+    with pytest.raises(UserError, match=rf"did you mean {meant}\?"):
+        load_recipe("tiny", [given])
+
+
+def test_what_the_usual_names_lead_to_is_there() -> None:
+    assert set(Recipe.usual_names.values()) <= set(valid_keys(Recipe))
+    assert not set(Recipe.usual_names) & set(valid_keys(Recipe))
+
+
+def test_settings_that_hang_on_an_overridden_one_follow() -> None:
+    """As the head of `tiny` advises, and as `epochs=` is meant."""
+    assert load_recipe("tiny", ["stride=4", "size=64", "flip=0.5"]).short_side == round(55 * 64 / 48)
+    assert load_recipe("tiny", ["size=64", "short_side=70"]).short_side == 70
+    assert load_recipe("tiny", ["epochs=10"]).length(320) == (100, 20)
+    assert load_recipe("k400-b-16x2-model2", ["max_steps=10"]).length(10_000)[0] == 10
+    with pytest.raises(UserError, match="set one of them"):
+        load_recipe("tiny", ["epochs=10", "max_steps=3"])
+
+
+def test_recipes_are_listed_shown_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    command(RecipesOptions())
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == recipe_names()
+    command(RecipesOptions(name="tiny"))
+    assert capsys.readouterr().out == (RECIPES / "tiny.yaml").read_text("utf-8")
+    command(RecipesOptions(keys=True))
+    explained = capsys.readouterr().out
+    for key in valid_keys(Recipe):
+        assert f"{key}=" in explained or f"{key}: " in explained, key
+    with pytest.raises(UserError, match="no recipe 'none'"):
+        command(RecipesOptions(name="none"))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tubelet import storage
 from tubelet.corpus.fingerprint import fingerprint
 from tubelet.corpus.manifest import read_manifest
 from tubelet.evaluation.config import EvaluateConfig
@@ -117,4 +118,6 @@ class EvaluateJob:
             config.tracking_uri, config.experiment, f"evaluate-{config.split}", tags=tags, params=params
         )
         tracker.link_model(find_link(bundle, tracker.uri))
+        source = storage.normalise_uri(config.manifest)
+        tracker.log_dataset(source, self._fingerprint, config.split, self.objects)
         return tracker

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
@@ -20,14 +20,26 @@ from tubelet.config import UserError
 from tubelet.storage import StorageOptions, with_retries
 from tubelet.storage.pinned import ParquetSource, open_pinned, retry_if_changed
 
-MakePage = Callable[[str, str], str]
-"""Makes a page of the predictions at one URI, at another; returns the page's URI."""
-
 T = TypeVar("T")
 
 DESCRIPTION = "_output.json"
 VERSIONS = "_versions"
 _MOVING_TO = "moving_to"
+
+
+class MadePage(NamedTuple):
+    """A page of predictions.
+
+    Attributes:
+        alone: a page that is one file: itself, or, where its pictures lie beside it, one of its first rows.
+    """
+
+    uri: str
+    alone: str
+
+
+MakePage = Callable[[str, str], MadePage]
+"""Makes a page of the predictions at one URI, at another."""
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -46,13 +46,20 @@ class Strip:
     """One video.
 
     Attributes:
-        jpeg: a data URI; None: there is no picture, and ``missing`` says why.
+        jpeg: the file; None: there is no picture, and ``missing`` says why.
         size: the picture's width and height.
     """
 
-    jpeg: str | None
+    jpeg: bytes | None
     missing: str | None = None
     size: tuple[int, int] | None = None
+
+    @property
+    def data_uri(self) -> str | None:
+        """The picture inside a URI, for a page that has no other file."""
+        if self.jpeg is None:
+            return None
+        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
 
 
 class StripMaker:
@@ -93,7 +100,7 @@ class StripMaker:
             source = ObjectOpener(request.uri, None, request.etag or None, self._options)
             decoded = sandbox.decode_views(source, [self._view(request.times_s)])
             picture = _join(decoded.clips[0][0], self._height)
-            return Strip(_data_uri(picture), size=picture.size)
+            return Strip(_jpeg(picture), size=picture.size)
         except DecodeError as error:
             return Strip(None, f"No frames: {error.message}")
         except Exception as error:  # one picture less is no reason to be without the page
@@ -126,7 +133,7 @@ def _join(frames: npt.NDArray[np.uint8], height: int) -> Image.Image:
     return strip
 
 
-def _data_uri(image: Image.Image) -> str:
+def _jpeg(image: Image.Image) -> bytes:
     buffer: Any = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return bytes(buffer.getvalue())

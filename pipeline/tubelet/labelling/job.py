@@ -144,7 +144,8 @@ class Run:
             return
         files = self.prepared.sinks[0].files
         try:
-            self.report.link_page(self._make_page(files.uri, files.path(PAGE)), files.read(PAGE))
+            page = self._make_page(files.uri, files.path(PAGE))
+            self.report.link_page(page.uri, storage.read_bytes(page.alone, files.options))
         except Exception:
             _log.warning("no review page could be made at %s", files.path(PAGE), exc_info=True)
 

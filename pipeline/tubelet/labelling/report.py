@@ -129,6 +129,7 @@ class Report:
         tracker = Tracker.start(config.tracking_uri, config.experiment, "label", tags=tags, params=params)
         for link in links:
             tracker.link_model(link)
+        tracker.log_dataset(config.source, prepared.fingerprint, "label", prepared.plan.objects)
         return cls(tracker, prepared, layout)
 
     @property

@@ -1,58 +1,45 @@
-"""The review page: one self-contained HTML file with every video as a strip of frames."""
+"""The review page: every video as a strip of frames, to look at, to search and to correct."""
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import itertools
-import math
-import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
-import jinja2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from pydantic import Field
 
 from tubelet import storage
-from tubelet.config import Option, Settings, UserError
-from tubelet.inference.output import OutputFiles
-from tubelet.inference.sink import part_name, part_numbers
 from tubelet.inference.strips import Strip, StripMaker, StripRequest
-from tubelet.plain_json import plain
 from tubelet.progress import ProgressLine
+from tubelet.review.compare import Comparison, compare, read_answers
+from tubelet.review.config import Queue, ReviewConfig, lifetime_s
+from tubelet.review.likeness import map_points, nearest
+from tubelet.review.queues import choose, places_of, read_columns, unit_embeddings
+from tubelet.review.rows import Truth, error_row, in_first_order, page_rows, read_truth
+from tubelet.review.sheets import SheetWriter
+from tubelet.review.survey import MAX_ERRORS, Place, Survey, read_predictions
+from tubelet.review.template import render
 from tubelet.storage import StorageOptions
-from tubelet.video import Status
 
-_MAX_ERRORS = 5000
-_BINS = 20
-_HEAVY = ("embedding", "scores")
-
-
-class ReviewConfig(Settings):
-    """What the page shows. Errors need no pictures and are all listed, up to 5,000."""
-
-    predictions: Annotated[str, Option(argument=True, metavar="PREDICTIONS")]
-    """The --out of `tubelet label`."""
-    out: Annotated[str, Option()]
-    """The page, one HTML file."""
-    limit: Annotated[int, Option(), Field(ge=0)] = 1000
-    """Most videos with pictures (about 20 kB each)."""
-    frames: Annotated[int, Option(), Field(ge=1, le=32)] = 8
-    """Frames of a strip."""
-    height: Annotated[int, Option(), Field(ge=32, le=480)] = 96
-    """Height of a frame in pixels."""
-    workers: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes that decode."""
-    anonymous: Annotated[bool, Option()] = False
-    """Read public buckets without credentials."""
+# A page of more rows, or of more bytes, has its pictures in files beside it; MLflow shows one file alone.
+ALONE_ROWS = 500
+ALONE_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
 class ReviewSummary:
-    """What went onto the page."""
+    """What went onto the page.
+
+    Attributes:
+        alone: the page as one file: itself, or one of the first rows where its pictures lie beside it.
+    """
 
     out: str
     videos: int
@@ -60,6 +47,8 @@ class ReviewSummary:
     errors: int
     without_frames: int
     size_bytes: int
+    alone: str
+    compared: dict[str, Any] | None = None
 
 
 def review(config: ReviewConfig) -> ReviewSummary:
@@ -68,185 +57,224 @@ def review(config: ReviewConfig) -> ReviewSummary:
     Raises:
         UserError: there are no predictions, or the page cannot be written.
     """
-    options = StorageOptions(anonymous=config.anonymous)
-    survey = Survey(config.limit)
-    for part in read_predictions(config.predictions, options):
-        survey.add(part)
-    videos = list(_videos(survey.shown, config, options))
-    errors = [_error(row) for row in survey.errors]
-    page = render(config, survey, videos, errors).encode()
-    storage.write_bytes(config.out, page, options)
-    return ReviewSummary(
-        out=storage.normalise_uri(config.out),
-        videos=survey.good,
-        shown=len(videos),
-        errors=survey.failed,
-        without_frames=sum(video["strip"] is None for video in videos),
-        size_bytes=len(page),
-    )
+    return PageMaker(config, config.page).make()
 
 
-class Survey:
-    """What the page says of an output, gathered part by part: no part stays in memory.
+class PageMaker:
+    """Makes one page.
+
+    Args:
+        out: URI of the page.
+        served: it is served by :mod:`tubelet.review.server`, which plays the videos and keeps corrections.
 
     Attributes:
-        good, failed: rows so far.
-        shown: the rows to show. Keys are hashes: the first of them in order are a random sample, the same
-            one each time.
-        errors: the failed rows to list.
-        labels: labels seen.
-        histogram, score_sum, scores, unsure: of the confidences.
-        origin: model and sampling.
+        rows: what the page shows, once it is made.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self.good = self.failed = self.scores = self.unsure = 0
-        self.score_sum = 0.0
-        self.histogram = np.zeros(_BINS, np.int64)
-        self.labels: set[str] = set()
-        self.shown: pa.Table | None = None
-        self.errors: list[dict[str, Any]] = []
-        self.origin: list[str] = []
+    def __init__(self, config: ReviewConfig, out: str, *, served: bool = False) -> None:
+        self._config, self._out, self._served = config, out, served
+        self._queue = Queue.parse(config.queue) if config.queue else None
+        self._why: dict[Place, str] = {}
+        self._comparison: Comparison | None = None
+        self._survey = Survey(config.limit)
+        self.rows: list[dict[str, Any]] = []
 
-    def add(self, rows: pa.Table) -> None:
-        """Count the rows of one part."""
-        if rows.num_rows and not self.origin:
-            self.origin = [str(rows[name][0].as_py()) for name in ("model", "sampling")]
-        is_error = pc.equal(rows["status"], Status.ERROR.value)
-        failed, good = rows.filter(is_error), rows.filter(pc.invert(is_error))
-        self.failed += failed.num_rows
-        self.good += good.num_rows
-        self.errors += failed.slice(0, _MAX_ERRORS - len(self.errors)).to_pylist()
-        self.labels |= set(pc.unique(good["label"]).to_pylist())
-        scores = good["score"].drop_null().to_numpy()
-        scores = scores[np.isfinite(scores)]
-        self.histogram += np.histogram(scores, bins=_BINS, range=(0, 1))[0]
-        self.score_sum += float(scores.sum(dtype=np.float64))
-        self.scores += len(scores)
-        self.unsure += int((scores < 0.5).sum())
-        kept = good if self.shown is None else pa.concat_tables([self.shown, good])
-        order = pc.sort_indices(kept, sort_keys=[("key", "ascending"), ("window", "ascending")])
-        # Taken, and not cut out of a sorted copy: a slice would hold all of it.
-        self.shown = kept.take(order[: self._limit]).combine_chunks()
+    def make(self) -> ReviewSummary:
+        """Read, decode, write.
 
-
-def read_predictions(uri: str, options: StorageOptions) -> Iterator[pa.Table]:
-    """The parts at the root of an output, without the columns that are large.
-
-    Raises:
-        UserError: there are none.
-    """
-    files = OutputFiles(uri, options)
-    names = [part_name(number) for number in part_numbers(files.names())]
-    if not names:
-        raise UserError(f"no predictions at {files.uri}: give the --out of `tubelet label`")
-    schema = files.read_schema(names[0])
-    columns = [name for name in schema.names if not name.startswith(_HEAVY)]
-    for name in names:
-        yield files.read_table(name, columns)
-
-
-def _videos(rows: pa.Table, config: ReviewConfig, options: StorageOptions) -> Iterator[dict[str, Any]]:
-    times = rows["clip_times_s"].to_pylist()
-    uris, etags = rows["uri"].to_pylist(), rows["etag"].to_pylist()
-    requests = [StripRequest(u, e, tuple(t or ())) for u, e, t in zip(uris, etags, times, strict=True)]
-    prefix = _common_folder(uris)
-    with (
-        StripMaker(options, frames=config.frames, height=config.height, workers=config.workers) as maker,
-        ProgressLine("review", rows.num_rows, "videos") as progress,
-    ):
-        for row, strip in zip(rows.to_pylist(), maker.strips(requests), strict=True):
-            progress.advance()
-            yield _video(row, strip, prefix)
-
-
-def _video(row: dict[str, Any], strip: Strip, prefix: str) -> dict[str, Any]:
-    extra = [name.removeprefix("label_") for name in row if name.startswith("label_")]
-    return {
-        "key": row["key"],
-        "window": row["window"],
-        "uri": row["uri"],
-        "path": row["uri"].removeprefix(prefix),
-        "label": row["label"],
-        "score": row["score"],
-        "top": [list(pair) for pair in zip(row["topk_labels"] or (), row["topk_scores"] or (), strict=True)][
-            :5
-        ],
-        "start": row["start_s"],
-        "end": row["end_s"],
-        "partial": row["error"] if row["error_code"] else None,
-        "heads": {head: _said(row[f"label_{head}"], row[f"score_{head}"]) for head in extra},
-        "strip": strip.jpeg,
-        "size": strip.size,
-        "missing": strip.missing,
-    }
-
-
-def _said(label: str | None, score: float | None) -> str:
-    return f"{label} {100 * score:.0f} %" if score is not None and math.isfinite(score) else str(label)
-
-
-def _error(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "key": row["key"],
-        "window": row["window"],
-        "uri": row["uri"],
-        "path": row["uri"],
-        "code": row["error_code"] or "error",
-        "reason": row["error"] or "",
-    }
-
-
-def _common_folder(uris: Sequence[str]) -> str:
-    """The folder that all URIs share, which the page need not repeat."""
-    folders = [uri.rpartition("/")[0] for uri in uris]
-    first, last = min(folders, default="").split("/"), max(folders, default="").split("/")
-    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    return "".join(part + "/" for part, _ in shared)
-
-
-def render(
-    config: ReviewConfig, survey: Survey, videos: list[dict[str, Any]], errors: list[dict[str, Any]]
-) -> str:
-    """The page's HTML. All text is escaped, and the page forbids itself anything from outside."""
-    labels = Counter(video["label"] for video in videos)
-    codes = Counter(error["code"] for error in errors)
-    data = {
-        "videos": videos,
-        "errors": errors,
-        "label_counts": labels.most_common(),
-        "code_counts": codes.most_common(),
-        "histogram": survey.histogram.tolist(),
-    }
-    loader = jinja2.PackageLoader("tubelet.review", ".")
-    template = jinja2.Environment(loader=loader, autoescape=True).get_template("page.html.j2")
-    return template.render(
-        title=storage.normalise_uri(config.predictions).rstrip("/").rpartition("/")[2] or "predictions",
-        origin=" · ".join([storage.normalise_uri(config.predictions), *survey.origin]),
-        tiles=_tiles(survey),
-        notes=list(_notes(survey.good, len(videos), survey.failed)),
-        data=plain(data),
-    )
-
-
-def _tiles(survey: Survey) -> list[tuple[str, str]]:
-    rows = survey.good + survey.failed
-    return [
-        ("Rows", f"{rows:,}"),
-        ("Labelled", f"{survey.good:,}"),
-        ("Errors", f"{survey.failed:,} ({100 * survey.failed / max(rows, 1):.1f} %)"),
-        ("Labels seen", str(len(survey.labels))),
-        ("Mean confidence", f"{100 * survey.score_sum / survey.scores:.1f} %" if survey.scores else "none"),
-        ("Below 50 %", f"{survey.unsure:,}"),
-    ]
-
-
-def _notes(good: int, shown: int, failed: int) -> Iterator[str]:
-    if shown < good:
-        yield (
-            f"Shown are {shown:,} of {good:,} labelled videos, picked at random; the figures are of all. "
-            "Set --limit to show more."
+        Raises:
+            UserError: as :func:`review`.
+        """
+        config = self._config
+        if self._queue is not None:
+            self._why = choose(self._queue, config.predictions, config.other, config.storage_options)
+            self._survey = Survey(len(self._why), self._why)
+        survey = self._survey
+        for part in read_predictions(config.predictions, config.storage_options):
+            survey.add(part)
+        assert survey.shown is not None
+        table = in_first_order(survey.shown) if self._queue is None else self._in_order_of_queue(survey.shown)
+        truth = read_truth(config.manifest, config.storage_options) if config.manifest else {}
+        self.rows = page_rows(table, truth)
+        self._add_reasons()
+        self._add_likeness(table)
+        if config.other:
+            self._compare(config.other, truth)
+        with _strips(table, config) as strips:
+            page, alone = self._write(strips)
+        return ReviewSummary(
+            out=self._out,
+            videos=survey.good,
+            shown=len(self.rows),
+            errors=survey.failed,
+            without_frames=sum("missing" in row for row in self.rows),
+            size_bytes=len(page),
+            alone=alone,
+            compared=self._comparison.to_dict() if self._comparison else None,
         )
-    if failed > _MAX_ERRORS:
-        yield f"Listed are {_MAX_ERRORS:,} of {failed:,} errors."
+
+    def _in_order_of_queue(self, rows: pa.Table) -> pa.Table:
+        rank = {place: number for number, place in enumerate(self._why)}
+        return rows.take(pa.array(np.argsort([rank[place] for place in places_of(rows)], kind="stable")))
+
+    def _add_reasons(self) -> None:
+        for row in self.rows:
+            why = self._why.get((row["key"], row["window"]))
+            if why:
+                row["why"] = why
+
+    def _add_likeness(self, table: pa.Table) -> None:
+        """Each row's place on the map and its neighbours, where the output has embeddings."""
+        found = read_columns(
+            self._config.predictions, ["key", "window", "embedding"], self._config.storage_options
+        )
+        if "embedding" not in found.column_names:
+            return
+        at = {place: number for number, place in enumerate(places_of(found))}
+        vectors = unit_embeddings(found.take(pa.array([at[p] for p in places_of(table)], pa.int64())))
+        if vectors is None:
+            return
+        for row, point, near in zip(self.rows, map_points(vectors), nearest(vectors), strict=True):
+            row |= {"point": point, "near": near}
+
+    def _compare(self, other: str, truth: Truth) -> None:
+        """The other run's answers beside these, and the figures of both."""
+        options = self._config.storage_options
+        first, second = (read_answers(uri, options) for uri in (self._config.predictions, other))
+        self._comparison = compare(first, second, truth)
+        for row in self.rows:
+            answer = second.get((row["key"], row["window"]))
+            if answer:
+                row["other"] = {"label": answer.label, "score": answer.score}
+
+    def _write(self, strips: Iterator[Strip]) -> tuple[bytes, str]:
+        """The page's bytes, and the URI of the page that is one file."""
+        first = list(itertools.islice(strips, ALONE_ROWS))
+        inline = [_inline(strip) for strip in first]
+        if len(first) == len(self.rows):
+            page = self._render(self.rows, inline, self._links())
+            if len(page) <= ALONE_BYTES:
+                storage.write_bytes(self._out, page, self._config.storage_options)
+                return page, self._out
+        folder = self._out.removesuffix(".html") + "_files"
+        sheets = SheetWriter(folder, uuid4().hex[:8], self._config.storage_options)
+        pictures = list(sheets.place(itertools.chain(first, strips)))
+        alone = storage.join(folder, f"first-{ALONE_ROWS}.html")
+        storage.write_bytes(alone, self._alone(inline), self._config.storage_options)
+        name = storage.name_of(folder)
+        page = self._render(self.rows, pictures, self._links(), folder=name)
+        storage.write_bytes(self._out, page, self._config.storage_options)
+        sheets.delete_others()
+        return page, alone
+
+    def _alone(self, pictures: Sequence[dict[str, Any]]) -> bytes:
+        """The first rows as one file of bounded size, with no link to any video."""
+        rows, count = self.rows[: len(pictures)], len(pictures)
+        while True:
+            page = self._render(rows[:count], pictures[:count], [None] * count, errors=ALONE_ROWS)
+            if len(page) <= ALONE_BYTES:
+                return page
+            # Never all of the excess at once: rows differ in size.
+            count = int(count * max(0.5, 0.97 * ALONE_BYTES / len(page)))
+
+    def _render(
+        self,
+        rows: Sequence[dict[str, Any]],
+        pictures: Iterable[dict[str, Any]],
+        links: Iterable[str | None],
+        *,
+        errors: int = MAX_ERRORS,
+        folder: str | None = None,
+    ) -> bytes:
+        survey, uri = self._survey, storage.normalise_uri(self._config.predictions)
+        partly = len(rows) < len(self.rows)
+        failed = [error_row(row) for row in survey.errors[:errors]]
+        for row, picture in zip(self.rows, pictures, strict=False):
+            row |= {name: picture[name] for name in ("missing",) if name in picture}
+        shown = [
+            row | picture | {"link": link} for row, picture, link in zip(rows, pictures, links, strict=True)
+        ]
+        data = {
+            "id": hashlib.blake2b(f"{uri} {survey.origin}".encode(), digest_size=8).hexdigest(),
+            "videos": shown,
+            "errors": failed,
+            "folder": folder,
+            "served": self._served,
+            "queue": self._config.queue,
+            "compare": self._comparison.to_dict() if self._comparison else None,
+            "by": _user() if self._served else "",
+        }
+        return render(
+            title=uri.rstrip("/").rpartition("/")[2] or "predictions",
+            origin=" · ".join([uri, *survey.origin]),
+            tiles=survey.tiles,
+            notes=list(_notes(survey, len(shown), len(failed), partly=partly, queue=self._config.queue)),
+            data=data,
+        ).encode()
+
+    def _links(self) -> list[str | None]:
+        """Where the page finds each row's video."""
+        config = self._config
+        if self._served:
+            return [f"video/{row['key']}/{row['window']}" for row in self.rows]
+        lasting_s = lifetime_s(config.presign) if config.presign else None
+        return [_link(row["uri"], lasting_s, config.storage_options) for row in self.rows]
+
+
+@contextmanager
+def _strips(table: pa.Table, config: ReviewConfig) -> Iterator[Iterator[Strip]]:
+    """The strips of all rows, in order, made as they are asked for."""
+    columns = (table[name].to_pylist() for name in ("uri", "etag", "clip_times_s"))
+    requests = [StripRequest(u, e, tuple(t or ())) for u, e, t in zip(*columns, strict=True)]
+    with (
+        StripMaker(
+            config.storage_options, frames=config.frames, height=config.height, workers=config.workers
+        ) as maker,
+        ProgressLine("review", len(requests), "videos") as progress,
+    ):
+
+        def advancing() -> Iterator[Strip]:
+            for strip in maker.strips(requests):
+                progress.advance()
+                yield strip
+
+        yield advancing()
+
+
+def _inline(strip: Strip) -> dict[str, Any]:
+    if strip.jpeg is None:
+        return {"missing": strip.missing}
+    return {"strip": strip.data_uri, "size": strip.size}
+
+
+def _link(uri: str, lifetime_s: int | None, options: StorageOptions) -> str | None:
+    if not storage.is_remote(uri):
+        return Path(uri).as_uri()
+    return None if lifetime_s is None else storage.signed_url(uri, lifetime_s, options)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return ""
+
+
+def _notes(survey: Survey, shown: int, errors: int, *, queue: str | None, partly: bool) -> Iterator[str]:
+    if partly:
+        yield (
+            f"This file holds the first {shown:,} of the page's rows, the least confident first, and no links"
+            " to videos; the whole page lies beside the predictions."
+        )
+    elif queue:
+        yield f"Shown are the {shown:,} rows of the queue {queue}; the figures above are of all rows."
+    elif shown < survey.good:
+        yield (
+            f"Shown are {shown:,} of {survey.good:,} labelled videos, picked at random; the figures above are"
+            " of all. Set --limit to show more."
+        )
+    if errors < survey.failed:
+        yield f"Listed are {errors:,} of {survey.failed:,} errors."
+
+
+__all__ = ["PageMaker", "ReviewConfig", "ReviewSummary", "review"]

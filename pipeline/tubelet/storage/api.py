@@ -211,6 +211,17 @@ def download_dir(
         download_file(info.uri, target, options)
 
 
+def signed_url(
+    uri: str | os.PathLike[str], lifetime_s: int, options: StorageOptions = DEFAULT_OPTIONS
+) -> str | None:
+    """A link that lets whoever has it read the object for so long; None where the store makes none.
+
+    No request is made: that the object is there, and may be read, is not checked.
+    """
+    root = normalise_uri(uri)
+    return store_for(root, options).signed_url(root, lifetime_s)
+
+
 def filesystem(
     uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS
 ) -> tuple[FileSystem, str]:

@@ -123,6 +123,10 @@ class Store(Protocol):
         """Delete everything below ``uri``, and ``uri``."""
         ...
 
+    def signed_url(self, uri: str, lifetime_s: int) -> str | None:
+        """A link to read the object by; None: the store makes none."""
+        ...
+
     def filesystem(self, uri: str) -> tuple[FileSystem, str]:
         """PyArrow's filesystem, and the path of ``uri`` in it."""
         ...

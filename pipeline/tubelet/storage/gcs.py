@@ -180,6 +180,10 @@ class GcsStore(RemoteStore):
         self.delete(uri)
 
     @override
+    def signed_url(self, uri: str, lifetime_s: int) -> str | None:
+        return None
+
+    @override
     def filesystem(self, uri: str) -> tuple[FileSystem, str]:
         return self._fs, _path(uri)
 

@@ -148,6 +148,10 @@ class LocalStore(Store):
             self.delete(uri)
 
     @override
+    def signed_url(self, uri: str, lifetime_s: int) -> str | None:
+        return None
+
+    @override
     def filesystem(self, uri: str) -> tuple[FileSystem, str]:
         from pyarrow.fs import LocalFileSystem
 

@@ -64,6 +64,10 @@ def make_client(options: StorageOptions) -> S3Client:
     }
     if options.anonymous:
         settings["signature_version"] = UNSIGNED
+    else:
+        settings["signature_version"] = (
+            "s3v4"  # of links, too: by default they get the old one, which dies out
+        )
     try:
         # a session of our own: boto3's default one keeps the first profile and region it saw
         return boto3.session.Session().client("s3", config=Config(**settings))
@@ -270,6 +274,14 @@ class S3Store(RemoteStore):
                 with _translated(uri, self._client):
                     self._client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})  # type: ignore[typeddict-item]
         self.delete(uri)
+
+    @override
+    def signed_url(self, uri: str, lifetime_s: int) -> str | None:
+        bucket, key = split_bucket(uri)
+        with _translated(uri, self._client):
+            return self._client.generate_presigned_url(
+                "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=lifetime_s
+            )
 
     @override
     def filesystem(self, uri: str) -> tuple[FileSystem, str]:

@@ -9,8 +9,17 @@ from tubelet.tracking.registry import (
     default_tracking_uri,
     metric_history,
     model_link,
+    model_name,
     resolve_model,
 )
 from tubelet.tracking.tracker import Tracker
 
-__all__ = ["ModelLink", "Tracker", "default_tracking_uri", "metric_history", "model_link", "resolve_model"]
+__all__ = [
+    "ModelLink",
+    "Tracker",
+    "default_tracking_uri",
+    "metric_history",
+    "model_link",
+    "model_name",
+    "resolve_model",
+]

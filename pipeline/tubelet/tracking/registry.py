@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ _REQUIREMENTS = (
     "pydantic",
     "pyarrow",
     "boto3",
+    "cachetools",
     "tenacity",
     "typing-extensions",
     "pyyaml",
@@ -89,6 +92,18 @@ def check_uri(uri: str | None) -> str:
     return uri
 
 
+def model_name(text: str) -> str:
+    """``text`` as MLflow takes it as the name of a model: what it refuses becomes ``-``.
+
+    Raises:
+        UserError: nothing of it is left.
+    """
+    name = re.sub(r"[/:.%\"'\s]+", "-", text).strip("-")
+    if not name:
+        raise UserError(f"{text!r} is no name for a model in MLflow: use letters, digits, - and _")
+    return name
+
+
 def code_tags() -> dict[str, str]:
     """Which code runs: the package's version, and the commit where it runs from a checkout."""
     tags = {"tubelet.version": __version__}
@@ -129,7 +144,7 @@ def log_model(
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
     with _as_default(uri):
-        return _register(client, name, logged.model_id, run_id, alias)
+        return _register(client, name, logged.model_id, alias)
 
 
 def resolve_model(uri: str, tracking_uri: str | None = None) -> tuple[Path, ModelLink]:
@@ -208,19 +223,23 @@ def _save_pyfunc(bundle: Path, target: Path, logged: Any, run_id: str) -> None:
 
 
 def _signature() -> Any:
-    """In: a column ``uri`` of videos. Out: label, score, topk_labels, topk_scores, error."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    """In: one column of videos, whatever its name. Out: uri, label, score, topk_labels, topk_scores, error.
 
-    inputs = Schema([ColSpec(DataType.string, "uri")])
+    A column without a name lets MLflow take a path, a list, a series, bytes or a table alike; the type is
+    open because videos come as text or as bytes.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    inputs = Schema([ColSpec(AnyType())])
     outputs = Schema(
         [
-            ColSpec(DataType.string, "uri"),
-            ColSpec(DataType.string, "label"),
-            ColSpec(DataType.double, "score"),
+            ColSpec(DataType.string, "uri", required=False),
+            ColSpec(DataType.string, "label", required=False),
+            ColSpec(DataType.double, "score", required=False),
             ColSpec(Array(DataType.string), "topk_labels"),
             ColSpec(Array(DataType.double), "topk_scores"),
-            ColSpec(DataType.string, "error"),
+            ColSpec(DataType.string, "error", required=False),
         ]
     )
     params = ParamSchema([ParamSpec("views", DataType.string, "1x1"), ParamSpec("topk", DataType.integer, 5)])
@@ -236,28 +255,32 @@ def _version(name: str) -> str | None:
 
 @contextmanager
 def _as_default(uri: str) -> Iterator[None]:
-    """A local database's registry looks the logged model up at the process's default URI, not at ours."""
+    """Registering, and a local database's registry, go by the process's default URIs, not by ours."""
     import mlflow
 
-    before = os.environ.get("MLFLOW_TRACKING_URI")
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
     mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None)  # this also takes the environment variable away
-        if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before
+        # Both set the environment as well.
+        mlflow.set_registry_uri(None)
+        mlflow.set_tracking_uri(None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
-def _register(client: Any, name: str, model_id: str, run_id: str, alias: str | None) -> str:
-    from mlflow.exceptions import MlflowException
+def _register(client: Any, name: str, model_id: str, alias: str | None) -> str:
+    import mlflow
 
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    made = client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id)
+    # By MLflow's own function, which also tells the logged model of its version: their pages are linked.
+    with redirect_stderr(StringIO()):
+        made = mlflow.register_model(f"models:/{model_id}", name, await_registration_for=60)
     if alias:
         client.set_registered_model_alias(name, alias, made.version)
     return str(made.version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -268,6 +269,18 @@ class RunStore:
                 self.client.set_tag(self.run_id, "mlflow.parentRunId", trained)
         if model_id:
             self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
+
+    def _send_dataset(self, records: Sequence[Record]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = []
+        for record in records:
+            source = json.dumps({"uri": record["source"]})
+            profile = json.dumps({"num_rows": record["rows"]})
+            name = record["source"].rstrip("/").rpartition("/")[2]
+            data = Dataset(name, record["digest"][:36], "manifest", source, profile=profile)
+            inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", record["context"])]))
+        self.client.log_inputs(self.run_id, datasets=inputs)
 
     def _send_status(self, records: Sequence[Record]) -> None:
         owner = self.client.get_run(self.run_id).data.tags.get(OWNER_TAG, self.owner)

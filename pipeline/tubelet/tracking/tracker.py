@@ -203,6 +203,18 @@ class Tracker:
         self._model_id = link.model_id
         self._spool.put({"kind": "link", "model_id": link.model_id, "run_id": link.run_id})
 
+    def log_dataset(self, source: str, digest: str, context: str, rows: int) -> None:
+        """Say which data this run reads, as MLflow shows the inputs of a run.
+
+        Args:
+            source: URI of the manifest.
+            digest: of what of it is read (see ``corpus.fingerprint``).
+            context: what for: ``train``, ``validation``, ``test``, ``label``.
+            rows: how many videos that is.
+        """
+        record = {"source": source, "digest": digest, "context": context, "rows": rows}
+        self._spool.put({"kind": "dataset", **record})
+
     def flush(self, timeout_s: float = 60) -> bool:
         """Wait until everything logged so far was sent; False after ``timeout_s``."""
         return self._spool.wait_empty(timeout_s)

@@ -23,7 +23,7 @@ from tubelet import storage
 from tubelet.inference.bundle import ModelBundle
 from tubelet.progress import ProgressLine
 from tubelet.storage.lock import LockLostError, OutputLock
-from tubelet.tracking import Tracker
+from tubelet.tracking import Tracker, model_name
 from tubelet.training.build import make_job
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.events import Record, start_event_queue
@@ -33,6 +33,7 @@ from tubelet.training.health import Outcome
 from tubelet.training.job import TrainJob
 from tubelet.training.loop import train_worker
 from tubelet.training.prepare import Prepared, write_record
+from tubelet.training.request import Request
 from tubelet.training.resources import Resources, plan_resources
 from tubelet.training.state import MODEL_FILE
 
@@ -124,7 +125,8 @@ def fit(
 def start_tracker(prepared: Prepared) -> Tracker:
     """The MLflow run of this training: a new one, or that of the run that it goes on with."""
     request, record = prepared.request, prepared.record or {}
-    name = request.name or storage.name_of(request.out)
+    # Refused here if at all, and not after the last step.
+    name = _model_name(request)
     tags = {
         "tubelet.job": "train",
         "tubelet.manifest": storage.normalise_uri(request.manifest),
@@ -141,7 +143,18 @@ def start_tracker(prepared: Prepared) -> Tracker:
     )
     if not record:
         tracker.log_text(request.recipe.to_yaml(), "recipe.yaml")
+        splits = {"train": prepared.examples, "validation": prepared.validation}
+        for context, examples in splits.items():
+            if examples is not None:
+                tracker.log_dataset(
+                    storage.normalise_uri(request.manifest), examples.fingerprint, context, len(examples)
+                )
     return tracker
+
+
+def _model_name(request: Request) -> str:
+    """Of the run, and of the model where it is registered."""
+    return model_name(request.name or storage.name_of(request.out))
 
 
 def _params(prepared: Prepared) -> dict[str, object]:
@@ -337,7 +350,7 @@ def _publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
     """Register the final model and the best, then write the final one: whoever sees it sees the run's end."""
     request, total = prepared.request, prepared.total_steps
     store = CheckpointStore(storage.normalise_uri(request.out), request.options)
-    name = storage.name_of(request.out)
+    name = _model_name(request)
     with tempfile.TemporaryDirectory(prefix="tubelet-final-") as folder:
         final = _stamped(store, total, Path(folder), tracker)
         notes = final.metadata

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from tubelet.config import Settings, load_settings, read_yaml, valid_keys
+from tubelet.config import Settings, UserError, load_settings, read_yaml, valid_keys
 
 if TYPE_CHECKING:
     from tubelet.clips import ClipSpec
@@ -159,6 +159,43 @@ class SelectionSettings(Settings):
 
 class Recipe(Settings):
     """All settings of a training run. ``max_steps``, ``epochs`` or ``selection`` must be given."""
+
+    usual_names: ClassVar[Mapping[str, str]] = {
+        "learning_rate": "optimiser.lr",
+        "base_lr": "optimiser.lr",
+        "wd": "optimiser.weight_decay",
+        "optimizer": "optimiser",
+        "grad_clip": "optimiser.clip_norm",
+        "max_grad_norm": "optimiser.clip_norm",
+        "batch_size": "batch",
+        "train_batch_size": "batch",
+        "gradient_accumulation_steps": "accumulate",
+        "num_frames": "frames",
+        "clip_len": "frames",
+        "frame_interval": "stride",
+        "sampling_rate": "stride",
+        "crop_size": "size",
+        "image_size": "size",
+        "resolution": "size",
+        "num_epochs": "epochs",
+        "max_epochs": "epochs",
+        "steps": "max_steps",
+        "num_steps": "max_steps",
+        "num_workers": "decode_workers",
+        "world_size": "workers",
+        "warmup": "schedule.warmup_steps",
+        "num_warmup_steps": "schedule.warmup_steps",
+        "dtype": "precision",
+        "amp": "precision",
+        "gradient_checkpointing": "activation_checkpointing",
+        "drop_path": "regularisation.droplayer",
+        "drop_path_rate": "regularisation.droplayer",
+        "ema_decay": "regularisation.ema",
+        "save_steps": "checkpoint_every",
+        "eval_steps": "evaluation.every",
+        "arch": "model",
+        "backbone": "model",
+    }
 
     # Model
     model: str = "b-16x2-model1"
@@ -312,7 +349,28 @@ def read_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         UserError: no such file, an unknown key (names the nearest), a bad value.
     """
     data = source if isinstance(source, Mapping) else read_yaml(source)
-    return load_settings(Recipe, data, [_qualify(item) for item in overrides])
+    items = [_qualify(item) for item in overrides]
+    return load_settings(Recipe, _following(data, items), items)
+
+
+def _following(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A recipe's settings that hang on one that is overridden, as far as they are not overridden themselves.
+
+    ``short_side`` keeps its ratio to ``size``; ``epochs`` takes the place of the recipe's ``max_steps``.
+
+    Raises:
+        UserError: both lengths are given.
+    """
+    given = {key: value for key, sep, value in (item.partition("=") for item in overrides) if sep}
+    found = dict(data)
+    if {"epochs", "max_steps"} <= given.keys() and "null" not in (given["epochs"], given["max_steps"]):
+        raise UserError("epochs and max_steps are two lengths of one run: set one of them")
+    if "epochs" in given and "max_steps" not in given:
+        found["max_steps"] = None
+    size, side = given.get("size", ""), found.get("short_side")
+    if size.isdigit() and "short_side" not in given and isinstance(side, int):
+        found["short_side"] = round(side * int(size) / int(found.get("size") or size))
+    return found
 
 
 def _qualify(item: str) -> str:
