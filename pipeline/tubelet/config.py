@@ -102,7 +102,7 @@ def valid_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in cls.model_fields.items():
         keys.append(prefix + name)
-        nested = _settings_class(field.annotation)
+        nested = nested_settings(field.annotation)
         if nested is not None:
             keys += valid_keys(nested, f"{prefix}{name}.")
     return keys
@@ -113,7 +113,8 @@ def _usual_name(cls: type[BaseModel], key: str) -> str | None:
     return known.get(key.rpartition(".")[2].replace("-", "_").lower())
 
 
-def _settings_class(annotation: Any) -> type[BaseModel] | None:
+def nested_settings(annotation: Any) -> type[BaseModel] | None:
+    """The settings that a field of this type holds, itself or as an alternative to null; None for a value."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate

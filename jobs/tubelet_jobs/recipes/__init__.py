@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tubelet.config import Option, Settings, UserError
+from pydantic import BaseModel
+from tubelet.config import Option, Settings, UserError, nested_settings
 
 if TYPE_CHECKING:
     from tubelet.training.recipe import Recipe
@@ -85,12 +86,12 @@ def _title(file: Path) -> str:
     return re.split(r"(?<=[a-z)]\.)\s", text)[0]
 
 
-def explained(cls: type[Settings], prefix: str = "") -> Iterator[str]:
+def explained(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """A line for each setting of ``cls``: its name, its default, and the comment that stands by it."""
     comments = _comments(cls)
     for name, field in cls.model_fields.items():
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, Settings):
+        nested = nested_settings(field.annotation)
+        if nested is not None:
             yield f"\n{prefix}{name}: {inspect.getdoc(nested)}"
             yield from explained(nested, f"{prefix}{name}.")
             continue
@@ -100,7 +101,7 @@ def explained(cls: type[Settings], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{name}={shown}" + (f"    # {meaning}" if meaning else "")
 
 
-def _comments(cls: type[Settings]) -> dict[str, str]:
+def _comments(cls: type[BaseModel]) -> dict[str, str]:
     """What stands behind each setting in the source, or above it."""
     found: dict[str, str] = {}
     above: list[str] = []
