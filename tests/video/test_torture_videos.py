@@ -27,7 +27,8 @@ DEADLINE_S = 60.0
 def made() -> tuple[TemporaryDirectory[str], list[Listed]]:
     """A small video, and what can happen to it."""
     keep = TemporaryDirectory(prefix="tubelet-torture-")
-    folder = Path(keep.name)
+    folder = Path(keep.name) / "made"  # names of tests: the same in both processes of `make test`
+    folder.mkdir()
     good = make_video(folder / "good.mp4", options=X264)
     data = good.read_bytes()
     moov = data.index(b"moov") - 4
