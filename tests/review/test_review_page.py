@@ -152,11 +152,11 @@ def test_light_and_dark(page: Page) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
     before = page.evaluate(colour)
     page.keyboard.press("t")
-    assert page.evaluate(colour) != before
+    page.wait_for_function(f"{colour} !== '{before}'")
     page.reload()
-    assert page.evaluate(colour) != before
+    page.wait_for_function(f"{colour} !== '{before}'")
     page.keyboard.press("t")
-    assert page.evaluate(colour) == before
+    page.wait_for_function(f"{colour} === '{before}'")
 
 
 def test_axe_finds_nothing_serious(page: Page) -> None:
