@@ -217,6 +217,7 @@ TRAIN = ("batch=8", "max_steps=5000", "frames=8", "size=32", "short_side=36", "w
 # Job -> its arguments (MANY, MANIFEST, MODEL and OUT are filled in), and what it says once it is at work.
 STOPPED: dict[str, tuple[tuple[str, ...], str]] = {
     "label": (("MANY", "--model", "MODEL", "--out", "OUT", "--review-limit", "0"), "label: [1-9]"),
+    "embed": (("MANY", "--model", "MODEL", "--out", "OUT"), "embed: [1-9]"),
     "train": (("--manifest", "MANIFEST", "--out", "OUT", *TRAIN), "train: [1-9]"),
     "evaluate": (("--manifest", "MANIFEST", "--model", "MODEL"), "evaluate .* on "),
     "review": (("PREDICTIONS", "--out", "OUT/page.html", "--limit", "1500"), "review: [1-9]"),
@@ -237,7 +238,7 @@ def test_every_job_stops(world: World, tmp_path: Path, name: str, number: signal
     job = Job(tmp_path, name, *(places.get(word, word) for word in args), MLFLOW_TRACKING_URI=tracking)
     job.wait_for(lambda job: re.search(at_work, job.log.read_text("utf-8")) is not None)
     job.stop(number, within_s=150)
-    if name in ("label", "train"):
+    if name in ("label", "embed", "train"):
         with OutputLock(out):
             pass  # nobody holds it
     if name == "review":
@@ -246,4 +247,5 @@ def test_every_job_stops(world: World, tmp_path: Path, name: str, number: signal
 
 def test_no_job_is_left_out() -> None:
     elsewhere = {"index", "submit"}  # above, and where there is a cluster (test_submit.py)
-    assert JOBS.keys() - {"jobs"} == STOPPED.keys() | elsewhere
+    at_once = {"jobs", "recipes"}  # they print what is there
+    assert JOBS.keys() - at_once == STOPPED.keys() | elsewhere
