@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from support import S3Bucket
 from support.labelling import write_video
 from support.review import VIDEOS, row_of, wait_for_video, write_rows
@@ -211,6 +211,29 @@ def test_served_videos_come_in_ranges(served: tuple[str, Path]) -> None:
     assert ask(address, "/video/other/0", Cookie=cookie)[0] == 404
     status, _, body = ask(address, "/corrections", "POST", '[{"key": 1}]', Cookie=cookie)
     assert (status, body[:14]) == (400, b"no corrections")
+
+
+def test_what_is_said_while_the_served_page_loads_stays(served: tuple[str, Path], browser: Browser) -> None:
+    """The list of what was said before arrives after a key was pressed, and does not know of it."""
+    held: list[Route] = []
+
+    def answer(route: Route) -> None:
+        if route.request.method == "GET":
+            held.append(route)
+        else:
+            route.continue_()
+
+    with browser.new_page() as page:
+        page.route("**/corrections", answer)
+        page.goto(served[0])
+        press(page, "j", "x")
+        expect(page.locator("#progress")).to_contain_text("1 of 4 reviewed · saved")
+        with page.expect_response("**/corrections"):
+            held[0].fulfill(json=[])
+        page.wait_for_timeout(100)
+        expect(page.locator("#progress")).to_contain_text("1 of 4 reviewed · saved")
+        press(page, "u")
+        expect(page.locator("#progress")).to_contain_text("0 of 4 reviewed · saved")
 
 
 def test_served_corrections_are_kept_as_they_are_made(served: tuple[str, Path], browser: Browser) -> None:

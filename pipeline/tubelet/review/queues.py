@@ -73,12 +73,16 @@ def places_of(table: pa.Table) -> list[Place]:
 
 
 def unit_embeddings(table: pa.Table) -> Floats | None:
-    """Embeddings float32 ``(rows, dim)`` of length 1; None where there are none. Missing ones are zero."""
+    """Embeddings less their mean, float32 ``(rows, dim)`` of length 1; None where there are none.
+
+    What all clips have in common would make every two of them alike. Missing embeddings are zero.
+    """
     if "embedding" not in table.column_names or not table.num_rows:
         return None
     column = table["embedding"].combine_chunks()
     values = np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32)
     found = np.nan_to_num(values.reshape(table.num_rows, -1))
+    found -= found.mean(axis=0)
     length = np.linalg.norm(found, axis=1, keepdims=True)
     return np.asarray(found / np.maximum(length, 1e-12), np.float32)
 

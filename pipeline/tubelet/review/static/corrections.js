@@ -89,12 +89,17 @@ function download() {
 // With `tubelet review --serve` the server keeps what is said, and knows what was said before.
 const server = {
   pending: new Map(),
+  // Rows of which something was said here: newer than any answer that is still on its way.
+  touched: new Set(),
   busy: false,
   trouble: "",
 
   send(rows) {
     if (!data.served) return;
-    for (const row of rows) this.pending.set(row.id, row);
+    for (const row of rows) {
+      this.pending.set(row.id, row);
+      this.touched.add(row.id);
+    }
     this.flush();
   },
 
@@ -122,9 +127,9 @@ const server = {
   async load() {
     const answer = await fetch("corrections");
     if (!answer.ok) throw new Error(answer.statusText);
-    corrections.said.clear();
     for (const {key, window, said} of await answer.json()) {
-      if (byId.has(key + ":" + window)) corrections.said.set(key + ":" + window, said);
+      const id = key + ":" + window;
+      if (byId.has(id) && !this.touched.has(id)) corrections.said.set(id, said);
     }
   },
 };
