@@ -22,7 +22,7 @@ from tubelet import storage
 from tubelet.clips import ClipSpec
 from tubelet.config import Settings, UserError
 from tubelet.inference.output import OutputFiles
-from tubelet.inference.schema import EmbeddingType
+from tubelet.inference.schema import HOW, WHO, EmbeddingType
 from tubelet.inference.sink import part_name, part_numbers
 from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
 from tubelet.storage.pinned import ParquetSource, retry_if_changed
@@ -151,24 +151,9 @@ class TableShape:
         return pa.schema([*_WHO, pa.field(self.column, pa.list_(kind, self.width)), *_HOW], metadata=metadata)
 
 
-_WHO = (
-    pa.field("key", pa.string(), nullable=False),
-    pa.field("window", pa.int32(), nullable=False),  # the segment's number; 0 for a whole video
-    pa.field("clip", pa.int32(), nullable=False),
-    pa.field("uri", pa.string()),
-    pa.field("etag", pa.string()),
-    pa.field("status", pa.string()),
-    pa.field("error_code", pa.string()),
-    pa.field("error", pa.string()),
-)
-_HOW = (
-    pa.field("clip_times_s", pa.list_(pa.float64())),
-    pa.field("start_s", pa.float64()),
-    pa.field("end_s", pa.float64()),
-    pa.field("model", pa.string()),
-    pa.field("sampling", pa.string()),
-    pa.field("attempts", pa.int32()),
-)
+# As predictions have them, but for a row per clip; a window is the segment's number, 0 for a whole video.
+_WHO = (*WHO[:2], pa.field("clip", pa.int32(), nullable=False), *WHO[2:])
+_HOW = tuple(one for one in HOW if one.name != "views")
 
 
 @dataclass(frozen=True)

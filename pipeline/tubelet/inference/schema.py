@@ -55,7 +55,7 @@ class RowShape:
 
     def schema(self) -> pa.Schema:
         """The Parquet schema of this model's rows."""
-        fields = [*_WHO]
+        fields = [*WHO]
         for head, suffix in self.suffixes.items():
             fields += [
                 pa.field(f"label{suffix}", pa.string()),
@@ -66,14 +66,15 @@ class RowShape:
             for name, wanted in (("scores", self.scores), ("logits", self.logits)):
                 if wanted:
                     fields.append(pa.field(f"{name}{suffix}", pa.list_(pa.float32(), self.heads[head])))
-        fields += _HOW
+        fields += HOW
         if self.embedding is not None:
             kind = pa.float16() if self.embedding == "float16" else pa.float32()
             fields.append(pa.field("embedding", pa.list_(kind, self.embedding_dim)))
         return pa.schema(fields)
 
 
-_WHO = (
+# Of every table that the sink writes: which content a row is about, and how it was made.
+WHO = (
     pa.field("key", pa.string(), nullable=False),
     pa.field("window", pa.int32(), nullable=False),
     pa.field("uri", pa.string()),
@@ -82,7 +83,7 @@ _WHO = (
     pa.field("error_code", pa.string()),
     pa.field("error", pa.string()),
 )
-_HOW = (
+HOW = (
     pa.field("views", pa.int32()),
     pa.field("clip_times_s", pa.list_(pa.float64())),
     # The window's place in the video; null where the row is about the whole of it.

@@ -60,8 +60,7 @@ def fit_few(
         UserError: too many videos failed; features cannot be kept; too few clips are left.
     """
     started_s = time.monotonic()
-    tracker = by_steps.start_tracker(prepared)
-    try:
+    with by_steps.start_tracker(prepared) as tracker:
         write_record(prepared, tracker.run_id)
         if init_report:
             tracker.log_text(init_report, "init.txt")
@@ -74,13 +73,6 @@ def fit_few(
         if steps is not None:
             start_ray()
             return summary | by_steps.fit(_prepared_by_steps(prepared, steps), lock=lock, tracker=tracker)
-    except KeyboardInterrupt:
-        tracker.finish("KILLED")
-        raise
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
-    tracker.finish("FINISHED")
     return summary | {"seconds": round(time.monotonic() - started_s, 1)}
 
 
