@@ -23,7 +23,7 @@ from tubelet import storage
 from tubelet.inference.bundle import ModelBundle
 from tubelet.progress import ProgressLine
 from tubelet.storage.lock import LockLostError, OutputLock
-from tubelet.tracking import Tracker, model_name
+from tubelet.tracking import Tracker
 from tubelet.training.build import make_job
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.events import Record, start_event_queue
@@ -33,7 +33,6 @@ from tubelet.training.health import Outcome
 from tubelet.training.job import TrainJob
 from tubelet.training.loop import train_worker
 from tubelet.training.prepare import Prepared, write_record
-from tubelet.training.request import Request
 from tubelet.training.resources import Resources, plan_resources
 from tubelet.training.state import MODEL_FILE
 
@@ -126,7 +125,7 @@ def start_tracker(prepared: Prepared) -> Tracker:
     """The MLflow run of this training: a new one, or that of the run that it goes on with."""
     request, record = prepared.request, prepared.record or {}
     # Refused here if at all, and not after the last step.
-    name = _model_name(request)
+    name = request.model_name
     tags = {
         "tubelet.job": "train",
         "tubelet.manifest": storage.normalise_uri(request.manifest),
@@ -150,11 +149,6 @@ def start_tracker(prepared: Prepared) -> Tracker:
                     storage.normalise_uri(request.manifest), examples.fingerprint, context, len(examples)
                 )
     return tracker
-
-
-def _model_name(request: Request) -> str:
-    """Of the run, and of the model where it is registered."""
-    return model_name(request.name or storage.name_of(request.out))
 
 
 def _params(prepared: Prepared) -> dict[str, object]:
@@ -350,7 +344,7 @@ def _publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
     """Register the final model and the best, then write the final one: whoever sees it sees the run's end."""
     request, total = prepared.request, prepared.total_steps
     store = CheckpointStore(storage.normalise_uri(request.out), request.options)
-    name = _model_name(request)
+    name = request.model_name
     with tempfile.TemporaryDirectory(prefix="tubelet-final-") as folder:
         final = _stamped(store, total, Path(folder), tracker)
         notes = final.metadata

@@ -149,8 +149,9 @@ class SelectionSettings(Settings):
     # Of Model 2's temporal transformer; the next is tried as long as the last layer has helped.
     temporal_layers: tuple[Count, ...] = (1, 2, 3, 4)
     probe_epochs: Whole = 15  # of attention pooling and temporal transformers; 0: linear heads alone
-    # Seconds for a small ViViT from scratch, on all folds together; 0: none. It counts apart from the rest.
-    scratch_s: NonNegative = 600.0
+    # Seconds for a small ViViT from scratch, on all folds together; 0: none. null: 600
+    # where there is a GPU; on processors those ten minutes have to be asked for.
+    scratch_s: NonNegative | None = None
     scratch_steps: Count = 400  # at most; fewer where scratch_s asks for it
     # Fine-tuning everything is one more candidate. null: where there is a GPU.
     finetune: bool | None = None

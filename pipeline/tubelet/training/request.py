@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from tubelet import storage
 from tubelet.config import Option, Settings
 from tubelet.decode_limits import DecodeLimits
 from tubelet.storage import StorageOptions
@@ -41,3 +42,15 @@ class Request(TrainSettings):
     """Of the small ViViT from scratch that a selection compares its heads with; None: none."""
     name: str | None = None
     """Of the MLflow run (default: the last part of ``out``)."""
+
+    @property
+    def model_name(self) -> str:
+        """Of the run, and of the model where it is registered, as MLflow takes it.
+
+        Raises:
+            UserError: nothing of the name is left.
+        """
+        # Here, since the command line reads the settings above without MLflow's tracker.
+        from tubelet.tracking import model_name
+
+        return model_name(self.name or storage.name_of(self.out))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+import torch
 
 from tubelet import storage
 from tubelet.clips import ClipSpec
@@ -33,6 +34,8 @@ from tubelet.vivit import ViViTConfig
 
 # Fewer steps teach a model from scratch nothing: better no figure than a wrong one.
 LEAST_STEPS = 50
+# What a ViViT from scratch may take unasked, where there is a GPU.
+SCRATCH_S = 600.0
 
 _log = logging.getLogger(__name__)
 
@@ -64,9 +67,14 @@ class PixelCandidates:
         """Those that the settings and the machines allow; starts Ray only for them."""
         settings, request = self._prepared.request.recipe.selection, self._prepared.request
         assert settings is not None
-        if settings.scratch_s and request.scratch is not None:
+        budget_s = settings.scratch_s
+        if budget_s is None:
+            budget_s = SCRATCH_S if self._has_gpu() else 0
+            if not budget_s:
+                _log.info(f"no ViViT from scratch is tried without a GPU; scratch_s={SCRATCH_S:g} tries one")
+        if budget_s and request.scratch is not None:
             recipe = fitted_recipe(request.scratch, self._about, steps=settings.scratch_steps)
-            yield from self._candidate("scratch", self._of_run(recipe), settings.scratch_s)
+            yield from self._candidate("scratch", self._of_run(recipe), budget_s)
         if settings.finetune is False:
             return
         if settings.finetune or self._has_gpu():
@@ -77,7 +85,10 @@ class PixelCandidates:
         return self._recipes[candidate.family]
 
     def _has_gpu(self) -> bool:
-        return bool(ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0)
+        # Features that are there already start no Ray: then this machine is asked.
+        if not ray.is_initialized():
+            return torch.cuda.is_available()
+        return bool(ray.cluster_resources().get("GPU", 0) > 0)
 
     def _of_run(self, recipe: Recipe) -> Recipe:
         own = self._prepared.request.recipe

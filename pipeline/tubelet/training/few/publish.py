@@ -96,7 +96,7 @@ def publish_model(
     model: ViViT, prepared: Prepared, tracker: Tracker, notes: dict[str, Any]
 ) -> dict[str, Any]:
     """Register the model, then write it: whoever sees it sees the run's end; returns the summary's part."""
-    request, name = prepared.request, storage.name_of(prepared.request.out)
+    request, name = prepared.request, prepared.request.model_name
     metadata = {**metadata_of(prepared), **notes, "run_id": tracker.run_id}
     bundle = ModelBundle(model, prepared.examples.labels, prepared.spec, request.recipe.multilabel, metadata)
     with tempfile.TemporaryDirectory(prefix="tubelet-final-") as folder:
