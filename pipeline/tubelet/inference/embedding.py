@@ -14,8 +14,9 @@ from tubelet.decode_limits import DecodeLimits
 from tubelet.error_rate import MaxErrorRate
 from tubelet.inference.bundle import ModelBundle
 from tubelet.inference.encoders import ClipChoice, load_encoder
+from tubelet.inference.feature_rows import FeatureJob
 from tubelet.inference.feature_table import FeatureSpec, TableShape
-from tubelet.inference.features import FeatureJob, FeatureSettings, FeatureSummary, FeatureTable
+from tubelet.inference.features import FeatureSettings, FeatureSummary, FeatureTable
 from tubelet.inference.schema import EmbeddingType
 from tubelet.inference.source import NOT_NEEDED, fingerprint_of, manifest_of
 from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
