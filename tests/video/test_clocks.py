@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,17 @@ def test_frames_are_counted_once(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match="more than 49 frames") as caught:
         decode_views(path, [view], limits=Limits(max_frames=49))
     assert caught.value.code == "too_large"
+
+
+def test_one_packet_that_does_not_decode_makes_a_video_partial(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.avi", codec="mpeg4", frames=120, size=(64, 48))
+    with av.open(str(path)) as container:
+        content = bytes(next(islice(container.demux(video=0), 40, None)))
+    data = bytearray(path.read_bytes())
+    data[data.index(content) + 3] = 0xA6  # no start code of a picture any more
+    decoded = decode_views(bytes(data), [View(Uniform(8), ShortSide(32))])
+    assert decoded.error is not None
+    assert (decoded.error.code, decoded.info.frames) == ("partial", 119)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from support import S3Bucket
 from support.video import make_video
 from tubelet.storage.opener import ObjectOpener
-from tubelet.video import Dense, Linspace, Sandbox, ShortSide, View, decode_views, probe
+from tubelet.video import Dense, Linspace, Sandbox, ShortSide, Uniform, View, decode_views, probe
 
 MIB = 1 << 20
 
@@ -100,3 +100,24 @@ def test_a_lost_object_is_not_found(s3: S3Bucket) -> None:
     with Sandbox() as sandbox, pytest.raises(DecodeError) as caught:
         sandbox.probe(ObjectOpener(f"s3://{s3.bucket}/{s3.prefix}/none.mp4", 1000))
     assert caught.value.code == "not_found"
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mpg", "mkv", "webm"])
+def test_joined_recordings_are_as_long_in_a_store(suffix: str, tmp_path: Path, s3: S3Bucket) -> None:
+    """Their headers tell of one recording; what they say of the clock differs."""
+    codecs = {
+        "mpg": {"codec": "mpeg2video"},
+        "webm": {"codec": "libvpx", "options": {"deadline": "realtime"}},
+    }
+    shape = codecs.get(suffix, {"options": {"preset": "ultrafast"}})
+    once = make_video(tmp_path / f"once.{suffix}", frames=30, size=(96, 64), **shape).read_bytes()
+    path = tmp_path / f"joined.{suffix}"
+    path.write_bytes(once * 2)
+    key = f"{s3.prefix}/{path.name}"
+    boto3.client("s3").upload_file(str(path), s3.bucket, key)
+    opener = ObjectOpener(f"s3://{s3.bucket}/{key}", path.stat().st_size)
+    here, there = probe(path), probe(opener)
+    assert there == here
+    assert there.duration_s == pytest.approx(2.0, abs=0.05)
+    views = [View(Uniform(8), ShortSide(32))]
+    assert decode_views(opener, views).info == decode_views(path, views).info

@@ -40,14 +40,17 @@ def test_a_frame_alone_is_that_of_a_larger_request(path: Path) -> None:
     assert not alone_equal(path, count=8, limits=Limits(deadline_s=300))
 
 
-# Known to fail: the clock of the MPEG-4 decoder, once misled by damage, changes B-frames after a keyframe, so
-# that decoding from the start and from that keyframe differ although the frame itself is whole.
-LEAK = pytest.mark.xfail(reason="damage before a keyframe changes MPEG-4 B-frames after it", strict=True)
-FUZZ_SEEDS = [pytest.param(seed, marks=[LEAK] if seed == 30 else []) for seed in range(40)]
+# Each disagreed once: a decoder used again, one that had learnt nothing of the stream, a frame lost without
+# an error, a frame that was held while the next ones were decoded.
+FAST_SEEDS = {46, 62, 67, 108}
+# There frames keep the numbers of their packets, too.
+BY_NUMBER = {20, 67}
+FUZZ_SEEDS = [
+    pytest.param(seed, marks=[] if seed in FAST_SEEDS else [pytest.mark.slow]) for seed in range(121)
+]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", FUZZ_SEEDS)
 def test_fuzzed_files(tmp_path: Path, seed: int) -> None:
     """Bits flipped, a stretch lost or doubled: whatever decodes is the same however it is asked for."""
@@ -71,4 +74,4 @@ def test_fuzzed_files(tmp_path: Path, seed: int) -> None:
     else:
         begin = int(draw.integers(len(data) // 10, len(data) * 8 // 10))
         data[begin : begin + 188 * int(draw.integers(1, 4))] = b""
-    assert not alone_equal(bytes(data), count=24, by_index=False)
+    assert not alone_equal(bytes(data), count=24, by_index=seed in BY_NUMBER)

@@ -22,9 +22,12 @@ _JUMP_S = Fraction(10)
 _MOST_LATE = 0.1
 
 
-def clock_of(ticks: Indices, last_duration: int, time_base: Fraction) -> Clock:
-    """The clock of frames presented at ``ticks`` (ascending, in ``time_base`` units)."""
-    times_s = (ticks - ticks[:1]) * time_base.numerator / time_base.denominator
+def clock_of(ticks: Indices, last_duration: int, time_base: Fraction, *, zero: int | None = None) -> Clock:
+    """The clock of frames presented at ``ticks`` (ascending, in ``time_base`` units).
+
+    ``zero``: from which times count, where that is not the first of these frames.
+    """
+    times_s = (ticks - (ticks[:1] if zero is None else zero)) * time_base.numerator / time_base.denominator
     if len(ticks) > 1 and last_duration <= 0:
         last_duration = int(ticks[-1] - ticks[-2])
     end_s = float(times_s[-1]) + max(0.0, float(last_duration * time_base)) if len(ticks) else 0.0

@@ -16,7 +16,7 @@ from tubelet.video.errors import DecodeError
 from tubelet.video.formats import ALLOWED, PICTURES
 from tubelet.video.framing import Box
 from tubelet.video.limits import Budget
-from tubelet.video.matroska import shown_margins
+from tubelet.video.matroska import is_joined, shown_margins
 from tubelet.video.mp4 import Index
 from tubelet.video.picture import ContainerCrop
 from tubelet.video.source import OpenSource, Source, open_source
@@ -128,6 +128,14 @@ class Video:
     def clock_may_jump(self) -> bool:
         """Whether times of this format may leap although nothing is missing (MPEG-TS, MPEG-PS, Ogg)."""
         return bool(int(self.container.format.flags) & _TS_DISCONT)
+
+    @property
+    def may_be_joined(self) -> bool:
+        """Whether the header may tell of one recording although more follow: then only all packets tell."""
+        if not self.format_name.startswith("matroska"):
+            return self.clock_may_jump
+        with self.source.side_reader() as file:
+            return is_joined(file)
 
     @property
     def is_mov(self) -> bool:

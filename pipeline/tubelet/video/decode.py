@@ -19,19 +19,13 @@ from tubelet.video.content import Content
 from tubelet.video.engine import DamageError, IndexedDecoder, SequentialDecoder, TableMismatchError
 from tubelet.video.errors import ClipError, DecodeError
 from tubelet.video.framing import Box, Placement, ShortSide
-from tubelet.video.info import VideoInfo, describe
+from tubelet.video.info import FrameFormat, VideoInfo, describe
 from tubelet.video.limits import Budget, Limits
 from tubelet.video.picture import Cutter, Painter, Pixels, Shape, crop_frame, display_matrix
 from tubelet.video.sampling import Clock, Frames, Indices, TimeRule, Times
 from tubelet.video.source import Source
 from tubelet.video.table import PacketTable, build_table
 from tubelet.video.views import View
-
-# Where only decoding tells which frames there are, so many packets per frame may fail before the video counts
-# as damaged: which of them held a picture, the decoder does not say. Of 303 files tried, two give frames
-# although packets fail: two Theora films joined (2 for 100 frames, none is missing), and a broken MP4
-# (12 for 170). Any share between these serves; more evidence there is not.
-_MOST_DAMAGE = 0.02
 
 Allocate = Callable[[int], Pixels]
 
@@ -129,7 +123,10 @@ def decode_views(
 
 
 def probe(source: Source, *, deadline_s: float | None = None, limits: Limits | None = None) -> VideoInfo:
-    """Look at a video: its index, its first frame, and all its packets where the whole object is at hand.
+    """Look at a video: its index, its first frame, and all its packets where only they tell how long it is.
+
+    All packets are read of what is at hand, and of what may consist of several recordings (MPEG-TS, MPEG-PS,
+    Ogg, joined Matroska), whose headers tell of one.
 
     Raises:
         DecodeError: why the video cannot be used.
@@ -140,7 +137,7 @@ def probe(source: Source, *, deadline_s: float | None = None, limits: Limits | N
             deadline_s, limits.memory_bytes, limits.max_frames, limits.max_pixels, limits.max_object_bytes
         )
     with _typed_errors(), open_video(source, Budget(limits)) as video:
-        table = build_table(video, scan=video.source.at_hand or video.is_picture_file)
+        table = build_table(video, scan=video.source.at_hand or video.is_picture_file or video.may_be_joined)
         if table is not None and not table.indexed and table.packets is None:
             video.reopen()
         decoder = SequentialDecoder(video, table)
@@ -157,7 +154,7 @@ def probe(source: Source, *, deadline_s: float | None = None, limits: Limits | N
             table=table,
             clock=clock,
             shape=shape,
-            frame=frame,
+            frame=FrameFormat.of(frame),
             start_s=start_s,
             still=video.is_still(None if table is None else len(table.shown)),
         )
@@ -221,7 +218,7 @@ class _ClipBuffers:
         self._lengths = [len(pick) for pick in picks]
         self.clips: list[Pixels] = []
         self.shape: Shape | None = None
-        self.frame: Any = None
+        self.frame: FrameFormat | None = None
 
     @property
     def wanted(self) -> Indices:
@@ -245,7 +242,7 @@ class _ClipBuffers:
         self._painter.paint(frame, shape, [placements[view] for view, _ in places], outs)
 
     def _begin(self, frame: Any) -> None:
-        self.frame = frame
+        self.frame = FrameFormat.of(frame)
         self.shape = _shape(self._video, frame)
         placements = [view.place(self.shape.height, self.shape.width) for view in self._views]
         shapes = [(n, *p.size, 3) for n, p in zip(self._lengths, placements, strict=True)]
@@ -279,6 +276,7 @@ class _Pass:
         self._views = views
         self._window_s = window_s
         self._allocate = allocate
+        self._indexed_decoder: IndexedDecoder | None = None
 
     def run(self) -> Decoded:
         table = build_table(self._video)
@@ -288,7 +286,9 @@ class _Pass:
                 try:
                     return self._indexed(table, linear)
                 except (DamageError, TableMismatchError):
-                    self._restart(table)
+                    self._restart()
+        elif table.packets is None:
+            self._restart()
         return self._sequential(table)
 
     def _indexed(self, table: PacketTable, linear: bool) -> Decoded:
@@ -300,7 +300,7 @@ class _Pass:
         if missing:
             error = self._partial(picks, decoder)
             picks = [_replace(pick, decoder.taken) for pick in picks]
-            self._restart(table)
+            self._restart()
             buffers, decoder = self._decode_indexed(table, picks, linear=True)
         start_s = float(int(table.pts[table.shown[0]] + decoder.shift) * table.time_base)
         return self._finish(buffers, picks=picks, clock=clock, table=table, start_s=start_s, error=error)
@@ -310,6 +310,7 @@ class _Pass:
     ) -> tuple[_ClipBuffers, IndexedDecoder]:
         buffers = _ClipBuffers(self._video, self._views, picks, self._allocate)
         decoder = IndexedDecoder(self._video, table, buffers.take, linear=linear)
+        self._indexed_decoder = decoder
         decoder.decode(buffers.wanted)
         return buffers, decoder
 
@@ -326,33 +327,35 @@ class _Pass:
 
     def _sequential(self, table: PacketTable) -> Decoded:
         """Decode everything to learn which frames there are, then again up to the last one wanted."""
-        self._restart(table)
         decoder = SequentialDecoder(self._video, table)
         stamps = [(frame.pts, frame.dts) for frame in decoder.frames()]
         if not stamps:
             raise _no_frame(self._video, decoder.errors)
         ticks = ticks_of(stamps, self._video, stepped=table.stepped)
-        clock = clock_of(ticks, table.last_duration, self._video.time_base)
+        # A request that meets no damage counts times from the first packet, though that may give no frame.
+        zero = int(ticks[0])
+        if self._indexed_decoder is not None and self._indexed_decoder.met_damage:
+            zero = min(zero, int(table.pts[table.shown[0]] + self._indexed_decoder.shift))
+        clock = clock_of(ticks, table.last_duration, self._video.time_base, zero=zero)
         picks = self._pick(clock)
         buffers = _ClipBuffers(self._video, self._views, picks, self._allocate)
-        damaged = decoder.errors > _MOST_DAMAGE * len(stamps)
-        broken = decoder.broke_off or self._video.broken is not None or damaged
+        broken = decoder.lost > 0 or self._video.broken is not None
         wanted = set(buffers.wanted.tolist())
-        self._restart(table)
+        self._restart()
         for number, frame in enumerate(SequentialDecoder(self._video, table).frames()):
             if number in wanted:
                 buffers.take(number, frame)
                 wanted.discard(number)
                 if not wanted:
                     break
-        error = DecodeError("partial", f"breaks off: {len(stamps)} frames decode") if broken else None
-        start_s = float(int(ticks[0]) * self._video.time_base)
+        error = DecodeError("partial", _some(decoder.lost, len(stamps))) if broken else None
+        start_s = float(zero * self._video.time_base)
         return self._finish(buffers, picks=picks, clock=clock, table=table, start_s=start_s, error=error)
 
-    def _restart(self, table: PacketTable) -> None:
+    def _restart(self) -> None:
+        """Decoders keep more than flushing resets: which encoder's faults to allow for, whether to wait."""
         self._video.budget.begin_pass()
-        if table.packets is None:
-            self._video.reopen()
+        self._video.reopen()
 
     def _pick(self, clock: Clock) -> list[Indices]:
         seen = clock if self._window_s is None else clock.window(*self._window_s)
@@ -369,6 +372,7 @@ class _Pass:
         error: DecodeError | None,
     ) -> Decoded:
         assert buffers.shape is not None
+        assert buffers.frame is not None
         info = describe(
             self._video,
             table=table,
@@ -380,6 +384,11 @@ class _Pass:
         )
         clips = [Clip(c, clock.times_s[p]) for c, p in zip(buffers.clips, picks, strict=True)]
         return Decoded(clips, info, error)
+
+
+def _some(lost: int, frames: int) -> str:
+    reason = f"{lost} packets do not decode" if lost else "breaks off"
+    return f"{reason}: {frames} frames decode"
 
 
 def _replace(pick: Indices, taken: set[int]) -> Indices:

@@ -33,6 +33,11 @@ _READ_OVER_PACKETS = 64
 _BATCH = 256
 # A container that calls every packet a keyframe is not believed for long.
 _MAX_FALSE_KEYS = 4
+# Decoders that learn from a stream which faults of its encoder to allow for, and keep that over keyframes: an
+# MPEG-4 decoder lets bits after the last macroblock pass until it has seen three packets end as they should.
+# A run that begins further on is preceded by so many packets of the stream's head; some may be damaged.
+_LEARNING = frozenset({"mpeg4"})
+_LEARNT_FROM = 8
 
 
 class TableMismatchError(Exception):
@@ -143,8 +148,9 @@ class Feed:
 class IndexedDecoder:
     """Decodes wanted frames of a stream whose table is trusted.
 
-    ``linear``: the whole stream and leaving nothing out, for damaged streams: concealment looks at all that
-    came before, and which frames there are must not depend on which are wanted.
+    ``linear``: the whole stream and leaving nothing out, by a decoder that has seen nothing yet, for damaged
+    streams: concealment looks at all that came before, and which frames there are must not depend on which
+    are wanted. Frames keep the numbers of their packets, so that damage changes no number after it.
     """
 
     def __init__(self, video: Video, table: PacketTable, take: Take, *, linear: bool = False) -> None:
@@ -158,7 +164,9 @@ class IndexedDecoder:
         self._is_referred_to = None if linear else reference_test(codec_name(video), video.codec)
         self._shift: int | None = None
         self._last_pts = 0
-        self._given = 0
+        self._given: set[int] = set()
+        self._damaged: list[int] = []
+        self._learnt = linear or codec_name(video) not in _LEARNING
         self.errors = 0
         self.taken: set[int] = set()
 
@@ -166,6 +174,11 @@ class IndexedDecoder:
     def shift(self) -> int:
         """What the container adds to the times in the table."""
         return self._shift or 0
+
+    @property
+    def met_damage(self) -> bool:
+        """Whether a linear decoder found packets that do not decode as they should."""
+        return len(self._damaged) > 0
 
     def decode(self, wanted: Indices) -> None:
         """Take the ``wanted`` frames (presentation indices, ascending); ones that do not decode are left out.
@@ -180,6 +193,8 @@ class IndexedDecoder:
             left = np.array([i for i in wanted.tolist() if i not in self.taken], np.int64)
             try:
                 for run in self._plan(left):
+                    if run.start > 0:
+                        self._learn()
                     self._decode_run(run)
                 return
             except _FalseEntryError as error:
@@ -192,6 +207,20 @@ class IndexedDecoder:
         if not self._linear:
             return plan_runs(self._table, wanted)
         return [Run(0, len(self._table) - 1, frozenset(self._table.shown[wanted].tolist()))]
+
+    def _learn(self) -> None:
+        if self._learnt:
+            return
+        self._learnt = True
+        errors = logged_errors()
+        for _, packets in self._feed.batches(0, min(_LEARNT_FROM, len(self._table)) - 1):
+            for packet in packets:
+                try:
+                    self._video.codec.decode(packet)
+                except av.error.FFmpegError as error:
+                    raise DamageError from error
+        if logged_errors() != errors:
+            raise DamageError
 
     def _decode_run(self, run: Run) -> None:
         sent: dict[int, int] = {}
@@ -209,17 +238,29 @@ class IndexedDecoder:
             for index, packet in enumerate(packets, first):
                 if index not in owed and is_referred_to is not None and not is_referred_to(packet):
                     continue
-                self._receive(packet, sent, owed)
+                self._receive(index, packet, sent, owed)
                 if index in leading:
                     errors = logged_errors()  # shown before the entry point, so it lacks what it refers to
-        self._receive(None, sent, owed)
+                elif self._linear and logged_errors() != errors:
+                    errors = logged_errors()
+                    self._damaged.append(index)
+        self._receive(run.stop, None, sent, owed)
         self._video.codec.flush_buffers()
         if not self._linear and (self.errors or logged_errors() != errors):
             raise DamageError
-        lacking = bool(owed) if not self._linear else self._given < len(self._table.shown)
         complete = not self.errors and self._video.broken is None and not self._video.cut_short
-        if lacking and complete:
+        if complete and (self._lacks_unexplained() if self._linear else owed):
             raise TableMismatchError("packets gave no frame")
+
+    def _lacks_unexplained(self) -> bool:
+        """Whether a packet gave no frame although neither it nor what it may refer to is damaged."""
+        lacking = np.setdiff1d(self._table.shown, list(self._given))
+        if not len(lacking) or not self._damaged:
+            return len(lacking) > 0
+        before = np.searchsorted(self._damaged, lacking, side="right")
+        groups = np.cumsum(self._table.key)
+        last = groups[np.array(self._damaged)[before - 1]]
+        return bool(((before == 0) | (groups[lacking] - last > 1)).any())
 
     def _leading(self, run: Run) -> frozenset[int]:
         """Packets after an entry point that are shown before it."""
@@ -241,26 +282,29 @@ class IndexedDecoder:
             raise TableMismatchError(f"packets from {first} on have other times than the index says")
         return ticks
 
-    def _receive(self, packet: Any, sent: dict[int, int], owed: set[int]) -> None:
+    def _receive(self, at: int, packet: Any, sent: dict[int, int], owed: set[int]) -> None:
         try:
             frames = self._video.codec.decode(packet)
         except MemoryError:
             raise
         except av.error.FFmpegError:
             self.errors += 1
+            self._damaged.append(at)
             return
         self._video.budget.count_frames(len(frames))
         for frame in frames:
+            if frame.is_corrupt:
+                if not self._linear:
+                    raise DamageError
+                self._damaged.append(at)
             pts = frame.pts
-            if pts <= self._last_pts:
-                raise TableMismatchError("frames come in another order than their times say")
-            self._last_pts = pts
-            if frame.is_corrupt and not self._linear:
-                raise DamageError
             index = sent.get(pts)
             if index is None:
                 raise TableMismatchError("a frame with a time that no packet has")
-            self._given += 1
+            if pts <= self._last_pts:
+                raise TableMismatchError("frames come in another order than their times say")
+            self._last_pts = pts
+            self._given.add(index)
             if index in owed:
                 owed.discard(index)
                 number = int(self._number[index])
@@ -277,9 +321,12 @@ class SequentialDecoder:
     def __init__(self, video: Video, table: PacketTable | None) -> None:
         self._video = video
         self._packets = None if table is None else table.packets
+        self._has_headers = codec_name(video) == "theora"
+        self._begun = False
         self.errors = 0
-        self.broke_off = False
-        """Whether the last packets did not decode."""
+        """Packets that do not decode."""
+        self.lost = 0
+        """Of these, the pictures; not those before the first keyframe of a recording that was cut into."""
 
     def frames(self) -> Iterator[Any]:
         """All frames in presentation order. A packet that does not decode is counted and passed over."""
@@ -290,15 +337,17 @@ class SequentialDecoder:
         yield from self._decode(None)
 
     def _decode(self, packet: Any) -> Iterator[Any]:
+        self._begun |= packet is not None and packet.is_keyframe
         try:
             frames = self._video.codec.decode(packet)
         except MemoryError:
             raise
         except av.error.FFmpegError:
             self.errors += 1
-            self.broke_off = True
+            # Where Theora files were joined, headers of the second lie among pictures (Theora I, 6.1).
+            is_header = self._has_headers and packet is not None and memoryview(packet)[0] & 0x80
+            self.lost += self._begun and not is_header
             return
-        if packet is not None and frames:
-            self.broke_off = False
+        self._begun |= len(frames) > 0
         self._video.budget.count_frames(len(frames))
         yield from frames

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,13 +61,40 @@ class VideoInfo:
     no video. A film of one frame is none."""
 
 
+class FrameFormat(NamedTuple):
+    """What a frame says of its pixels.
+
+    Kept in place of the frame: a decoder whose frame is held writes the next one into other memory, and where
+    damage leaves a picture unfinished, what lay there before shows.
+    """
+
+    pix_fmt: str
+    width: int
+    height: int
+    interlaced: bool
+    color_space: int
+    color_range: int
+
+    @classmethod
+    def of(cls, frame: Any) -> FrameFormat:
+        """Of a decoded frame."""
+        return cls(
+            pix_fmt=str(frame.format.name),
+            width=int(frame.width),
+            height=int(frame.height),
+            interlaced=bool(frame.interlaced_frame),
+            color_space=int(frame.colorspace),
+            color_range=int(frame.color_range),
+        )
+
+
 def describe(
     video: Video,
     *,
     table: PacketTable | None,
     clock: Clock | None,
     shape: Shape,
-    frame: Any,
+    frame: FrameFormat,
     start_s: float,
     still: bool = False,
 ) -> VideoInfo:
@@ -84,17 +111,17 @@ def describe(
         duration_s=_duration_s(video, table) if clock is None else clock.end_s,
         start_s=start_s,
         keyframes_s=_keyframes_s(table),
-        pix_fmt=str(frame.format.name),
+        pix_fmt=frame.pix_fmt,
         stream_index=int(video.stream.index),
         size_bytes=video.source.size_bytes,
         container=str(video.container.format.name),
-        coded_width=video.coded_size[1] or int(frame.width),
-        coded_height=video.coded_size[0] or int(frame.height),
+        coded_width=video.coded_size[1] or frame.width,
+        coded_height=video.coded_size[0] or frame.height,
         sample_aspect=float(video.sample_aspect),
         mirrored=shape.orientation.mirrored,
-        interlaced=bool(frame.interlaced_frame),
-        color_space=int(frame.colorspace),
-        color_range=int(frame.color_range),
+        interlaced=frame.interlaced,
+        color_space=frame.color_space,
+        color_range=frame.color_range,
         still=still,
     )
 

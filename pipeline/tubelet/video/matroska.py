@@ -1,4 +1,7 @@
-"""The part of a Matroska or WebM picture that is shown (RFC 9559, PixelCrop*), and its pixels' aspect."""
+"""What FFmpeg does not say of Matroska and WebM files (RFC 9559).
+
+The part of a picture that is shown (PixelCrop*), its pixels' aspect, and whether files were joined.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,18 @@ def shown_margins(file: Readable, number: int) -> Margins | None:
     videos = [dict(_elements(entry)) for entry in found]
     videos = [fields for fields in videos if _number(fields.get(_TRACK_TYPE)) == 1 and _VIDEO in fields]
     return _margins(dict(_elements(videos[number][_VIDEO]))) if number < len(videos) else None
+
+
+def is_joined(file: Readable) -> bool:
+    """Whether another file follows where the first one ends, whose header then tells of one part only."""
+    position = 0
+    for _ in range(_MAX_ELEMENTS):
+        file.seek(position)
+        kind, size, length = _head(file.read(12))
+        if not length or (kind == _EBML and position):
+            return bool(length)
+        position += length + size
+    return False
 
 
 def _margins(video: dict[int, bytes]) -> Margins | None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from av.filter import Graph
+from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from tubelet.video.framing import Box, Placement
@@ -39,7 +40,9 @@ _SCALED_IN_PLANES = {
 def display_matrix(frame: Any) -> bytes | int | None:
     """What a frame says of its orientation: a matrix, or degrees clockwise where that cannot be had."""
     try:
-        side_data = frame.side_data
+        # Not frame.side_data, which holds the frame that holds it: until the next garbage collection the
+        # decoder could not write into the frame's memory again (see FrameFormat).
+        side_data = SideDataContainer(frame)  # type: ignore[call-arg]  # its stub leaves that out
         data = side_data.get("DISPLAYMATRIX") if len(side_data) else None
     except ValueError:  # side data of a kind that PyAV has no name for hides the rest
         return int(-frame.rotation % 360)

@@ -131,6 +131,7 @@ def _from_packets(video: Video) -> PacketTable:
     rows: list[tuple[int | None, int | None, int, int | None, bool, bool, int]] = []
     packets: list[Any] = []
     held = 0
+    video.source.expect(0, video.source.size_bytes)
     for packet in video.demux():
         video.budget.check_time()
         held += packet.size
@@ -149,6 +150,7 @@ def _from_packets(video: Video) -> PacketTable:
             packets.append(packet)
         else:
             packets.clear()
+    video.source.expect(0, 0)
     pts, dts, size, pos, key, hidden, duration = zip(*rows, strict=True) if rows else ((),) * 7
     order_known = None not in pts and len(set(pts)) == len(pts)
     steps = clock_steps(dts, video.time_base, jumps=video.clock_may_jump)
