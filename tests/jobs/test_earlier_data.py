@@ -136,7 +136,7 @@ def test_what_is_written_names_its_schema(data: str, tmp_path: Path) -> None:
     assert SCHEMA_KEY not in _head(EARLIER / "run/model.safetensors")
     assert SCHEMA_KEY.encode() not in pq.read_schema(EARLIER / "manifest/manifest.parquet").metadata
     index_corpus(IndexConfig(src=VIDEOS, out=f"{tmp_path}/manifest", update=False))
-    metadata = pq.read_schema(tmp_path / "manifest/manifest.parquet").metadata
+    metadata = pq.read_schema(next((tmp_path / "manifest").glob("part-*.parquet"))).metadata
     assert metadata[SCHEMA_KEY.encode()] == str(SCHEMA_VERSION).encode()
     path = ModelBundle.load(f"{data}/run").save(tmp_path / "model")
     assert _head(path)[SCHEMA_KEY] == str(SCHEMA_VERSION)

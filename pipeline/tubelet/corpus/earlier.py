@@ -14,9 +14,10 @@ from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.known_rows import KnownRows
 from tubelet.corpus.listing import Listing
-from tubelet.corpus.manifest import ManifestSlices, label_columns, made_from, manifest_file
+from tubelet.corpus.manifest import ManifestSlices, label_columns, made_from, manifest_exists
 from tubelet.corpus.parts import Row, merge_earlier
 from tubelet.corpus.probing import promises_video
+from tubelet.corpus.versions import is_one_file, split_version
 from tubelet.storage.pinned import retry_if_changed
 from tubelet.video import Status, to_retry
 
@@ -48,8 +49,9 @@ def check_output(out: str, *, update: bool) -> bool:
     Raises:
         UserError: there is one and ``update`` is not set, or ``out`` holds something else.
     """
-    file = manifest_file(out)
-    if storage.stat(file) is not None:
+    if split_version(out)[1] is not None:
+        raise UserError(f"{out} is one version of a manifest: give --out the manifest itself")
+    if manifest_exists(out):
         if not update:
             raise UserError(f"{out} exists: add --update to bring it up to date, or choose another --out")
         return True
@@ -57,7 +59,7 @@ def check_output(out: str, *, update: bool) -> bool:
         raise UserError(f"{out} is a file that is no manifest: choose another --out")
     others = [name for name in storage.list_names(out) if not name.startswith((".", "_"))]
     if others:
-        kind = "a folder" if out == file else "a folder with other things in it"
+        kind = "a folder" if is_one_file(out) else "a folder with other things in it"
         raise UserError(f"{out} is {kind} ({others[0]!r}): choose an --out of its own for the manifest")
     return False
 

@@ -20,12 +20,14 @@ from tubelet.config import Option, Settings
 from tubelet.corpus.earlier import RULES, Earlier, check_output
 from tubelet.corpus.labels import FOLDERS, load_labels
 from tubelet.corpus.listing import Listing, in_batches, list_corpus
-from tubelet.corpus.manifest import manifest_writer, schema_with
+from tubelet.corpus.manifest import schema_with
 from tubelet.corpus.parts import Row, rows_of
-from tubelet.corpus.probed import Probed, staging_folder
+from tubelet.corpus.probed import Probed
 from tubelet.corpus.probing import Prober, default_workers, judge
+from tubelet.corpus.publication import manifest_writer
 from tubelet.corpus.splits import parse_split, split_column_of
 from tubelet.corpus.tally import IndexTally
+from tubelet.corpus.versions import record_folder, staging_folder
 from tubelet.decode_limits import DecodeLimits
 from tubelet.error_rate import MaxErrorRate
 from tubelet.progress import ProgressLine
@@ -199,7 +201,7 @@ class _Index:
 
     def _is_ours(self, info: ObjectInfo) -> bool:
         """So may the manifest, its lock, and what is kept of it while it is made."""
-        folders = (self.out, lock_folder(self.out), staging_folder(self.out))
+        folders = (self.out, lock_folder(self.out), staging_folder(self.out), record_folder(self.out))
         return info.uri == self.out or info.uri.startswith(tuple(f"{folder}/" for folder in folders))
 
     def _write(self, listing: Listing, earlier: Earlier, tally: IndexTally, lock: OutputLock) -> None:

@@ -1,35 +1,32 @@
 """The manifest: one Parquet table that says what the corpus is.
 
-A manifest named ``….parquet`` is that one file. Any other name is a folder which holds
-``manifest.parquet``, so that ``pandas.read_parquet``, Spark and PyArrow read the folder itself (DuckDB:
-``'FOLDER/*.parquet'``). Either way it is replaced whole, by one rename or one put: a reader sees the old or
-the new one.
+A manifest named ``….parquet`` is that one file. Any other name is a folder of Parquet files, so that
+``pandas.read_parquet``, Spark and PyArrow read the folder itself (DuckDB: ``'FOLDER/*.parquet'``). Either way
+it is replaced whole: a reader here sees the old or the new one, and ``MANIFEST@VERSION`` is the version of
+that name (see :mod:`tubelet.corpus.versions`). Others that read a folder may meet parts of two versions for
+the seconds of a swap.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from tubelet import storage
-from tubelet._version import SCHEMA_KEY, SCHEMA_VERSION
 from tubelet.config import UserError
 from tubelet.corpus.digests import digests
-from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
-from tubelet.storage.pinned import ParquetSource, checked, open_pinned, retry_if_changed
+from tubelet.corpus.publication import METADATA_KEY, manifest_writer, parse_made_from
+from tubelet.corpus.versions import LEGACY, Record, find_parts, is_one_file, split_version
+from tubelet.storage import DEFAULT_OPTIONS, ObjectInfo, StorageOptions
+from tubelet.storage.pinned import ParquetSource, checked, open_parts, retry_if_changed
 from tubelet.video import Status
 
 STATUSES = tuple(Status)
@@ -69,7 +66,6 @@ _AFTER_LABELS = [
     # In UTC, but without a zone: DuckDB's Python client cannot fetch zoned times unless pytz is there.
     ("indexed_at", pa.timestamp("us")),
 ]
-_METADATA_KEY = b"tubelet"
 # Rows of a manifest that are held at once where it is read in slices.
 _SLICE_ROWS = 4096
 
@@ -93,10 +89,11 @@ def key_of(path: str) -> str:
     return hashlib.blake2b(path.encode("utf-8"), digest_size=16).hexdigest()
 
 
-def manifest_file(uri: str | os.PathLike[str]) -> str:
-    """The Parquet file that holds the manifest named ``uri``."""
+def manifest_exists(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> bool:
+    """Whether tubelet published something at ``uri``, readable or not."""
     root = storage.normalise_uri(uri)
-    return root if root.endswith(".parquet") else storage.join(root, "manifest.parquet")
+    file = root if is_one_file(root) else storage.join(root, LEGACY)
+    return storage.stat(file, options) is not None or Record.read(root, options).current is not None
 
 
 def is_manifest(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> bool:
@@ -120,30 +117,8 @@ def write_manifest(
         UserError: the table is no valid manifest (see :func:`check_manifest`).
     """
     check_manifest(table, str(uri))
-    with manifest_writer(uri, table.schema, made_from=made_from, options=options) as write:
+    with manifest_writer(str(uri), table.schema, made_from=made_from, options=options) as write:
         write(table)
-
-
-@contextmanager
-def manifest_writer(
-    uri: str | os.PathLike[str],
-    schema: pa.Schema,
-    *,
-    made_from: Mapping[str, Any] | None = None,
-    options: StorageOptions = DEFAULT_OPTIONS,
-) -> Iterator[Any]:
-    """A function that appends tables; the manifest appears at ``uri`` when the block ends without an error.
-
-    Args:
-        made_from: what an update needs to know again; kept in the file's metadata as JSON.
-    """
-    made = json.dumps(dict(made_from or {}))
-    schema = schema.with_metadata({_METADATA_KEY: made, SCHEMA_KEY: str(SCHEMA_VERSION)})
-    with tempfile.TemporaryDirectory(prefix="tubelet-") as folder:
-        local = Path(folder) / "manifest.parquet"
-        with pq.ParquetWriter(local, schema, compression="zstd") as writer:
-            yield lambda table: writer.write_table(table.cast(schema))
-        storage.upload_file(local, manifest_file(uri), options)
 
 
 def read_manifest(
@@ -231,27 +206,24 @@ def _columns(source: ParquetSource, root: str) -> list[str]:
 def made_from(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> dict[str, Any]:
     """What the manifest was made from (``src``, ``labels``, ``split``, …); empty if another tool wrote it."""
     metadata = _schema(storage.normalise_uri(uri), options).metadata or {}
-    try:
-        known = json.loads(metadata.get(_METADATA_KEY, b"{}"))
-    except ValueError:
-        return {}
-    return known if isinstance(known, dict) else {}
+    return parse_made_from(metadata.get(METADATA_KEY))
 
 
 def _schema(root: str, options: StorageOptions) -> pa.Schema:
     return retry_if_changed(lambda: _open(root, options).schema)
 
 
-def _open(root: str, options: StorageOptions) -> ParquetSource:
-    place = manifest_file(root)
-    found = storage.stat(place, options)
+def _open(uri: str, options: StorageOptions) -> ParquetSource:
+    """All that reads a manifest begins here."""
+    root, version = split_version(uri)
+    place = root
     try:
-        if found is not None:
-            return open_pinned(found, options)
+        parts = _parts(root, version, options)
+        if parts:
+            return open_parts(parts, options)
         if not any(name.endswith(".parquet") for name in storage.list_names(root, options)):
             raise UserError(f"there is no manifest at {root}: make one with `tubelet index SRC --out {root}`")
-        place = root
-        filesystem, path = storage.filesystem(place, options)
+        filesystem, path = storage.filesystem(root, options)
         dataset = ds.dataset(path, filesystem=filesystem, format="parquet")
         return checked(ParquetSource.of_dataset(dataset), place)
     except (storage.ObjectChangedError, UserError):  # of the store, not of the file
@@ -259,6 +231,19 @@ def _open(root: str, options: StorageOptions) -> ParquetSource:
     except (pa.ArrowInvalid, OSError) as error:
         reason = (str(error).splitlines() or [""])[0][:160]
         raise UserError(f"{place} is not a readable Parquet file: {reason}") from error
+
+
+def _parts(root: str, version: str | None, options: StorageOptions) -> list[ObjectInfo]:
+    """The files of one version; none where another tool made the folder."""
+    if version is None and is_one_file(root):
+        found = storage.stat(root, options)
+        return [] if found is None else [found]
+    record = Record.read(root, options)
+    name = version or record.current
+    if name is not None:
+        return find_parts(root, record, record.find(root, name), options)
+    found = storage.stat(storage.join(root, LEGACY), options)
+    return [] if found is None else [found]
 
 
 def _conform(table: pa.Table, root: str) -> pa.Table:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from tubelet import storage
 from tubelet.corpus.earlier import PROBED_COLUMNS, RULES
 from tubelet.corpus.manifest import SCHEMA
+from tubelet.corpus.versions import staging_folder
 from tubelet.video import TRANSIENT
 
 _log = logging.getLogger(__name__)
@@ -115,11 +116,3 @@ class Probed:
                 if (part.schema.metadata or {}).get(_RULES) == str(RULES).encode():
                     parts.append(part.select(_PART_SCHEMA.names).cast(_PART_SCHEMA))
         return pa.concat_tables(parts) if parts else _PART_SCHEMA.empty_table()
-
-
-def staging_folder(out: str) -> str:
-    """Where an output that is being made keeps what is not for readers."""
-    name = storage.name_of(out)
-    if "." in name.strip("."):
-        return storage.join(storage.parent(out), f"_{name}.staging")
-    return storage.join(out, "_staging")

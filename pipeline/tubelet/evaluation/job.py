@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tubelet import storage
 from tubelet.corpus.fingerprint import fingerprint
 from tubelet.corpus.manifest import read_manifest
+from tubelet.corpus.versions import pinned_uri
 from tubelet.evaluation.config import EvaluateConfig
 from tubelet.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate_model, labelled_rows
 from tubelet.evaluation.output import check_out, publish
@@ -33,7 +33,8 @@ class EvaluateJob:
         self.config = config
         self._options = StorageOptions(anonymous=config.anonymous)
         check_out(config.out, self._options)
-        self._manifest = read_manifest(config.manifest, options=self._options)
+        self._source = pinned_uri(config.manifest, self._options)
+        self._manifest = read_manifest(self._source, options=self._options)
         self._bundle = ModelBundle.load(config.model, config.tracking_uri, self._options)
         rows = labelled_rows(self._manifest, self._bundle, config.split)
         self.objects, self._fingerprint = len(rows), fingerprint(rows)
@@ -104,7 +105,7 @@ class EvaluateJob:
         config, bundle = self.config, self._bundle
         tags = {
             "tubelet.job": "evaluate",
-            "tubelet.manifest": config.manifest,
+            "tubelet.manifest": self._source,
             "tubelet.data_fingerprint": self._fingerprint,
         }
         params = {
@@ -118,6 +119,5 @@ class EvaluateJob:
             config.tracking_uri, config.experiment, f"evaluate-{config.split}", tags=tags, params=params
         )
         tracker.link_model(find_link(bundle, tracker.uri))
-        source = storage.normalise_uri(config.manifest)
-        tracker.log_dataset(source, self._fingerprint, config.split, self.objects)
+        tracker.log_dataset(self._source, self._fingerprint, config.split, self.objects)
         return tracker

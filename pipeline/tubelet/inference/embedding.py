@@ -10,6 +10,7 @@ from pydantic import Field
 from tubelet import storage
 from tubelet.config import Option, Settings
 from tubelet.corpus.manifest import ManifestSlices, is_manifest, read_manifest
+from tubelet.corpus.versions import pinned_uri
 from tubelet.decode_limits import DecodeLimits
 from tubelet.error_rate import MaxErrorRate
 from tubelet.inference.bundle import ModelBundle
@@ -103,6 +104,7 @@ class EmbedJob:
             limits=config.limits,
             options=options,
         )
+        manifest = pinned_uri(manifest, options)
         fingerprint_of(ManifestSlices.open(manifest, without=NOT_NEEDED, options=options), config.source)
         return self._table.make(manifest, config.out, start_ray)
 

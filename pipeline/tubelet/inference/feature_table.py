@@ -21,6 +21,7 @@ from pydantic import Field
 from tubelet import storage
 from tubelet.clips import ClipSpec
 from tubelet.config import Settings, UserError
+from tubelet.corpus.versions import split_version
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.schema import HOW, WHO, EmbeddingType
 from tubelet.inference.sink import part_name, part_numbers
@@ -192,7 +193,7 @@ class FeatureSet:
 
 def features_of(manifest: str) -> str:
     """Where features lie that nobody chose a place for: beside the manifest's rows."""
-    manifest = storage.normalise_uri(manifest)
+    manifest, _ = split_version(storage.normalise_uri(manifest))
     if manifest.endswith(".parquet"):
         return storage.join(storage.parent(manifest), f"_{storage.name_of(manifest)}.features")
     return storage.join(manifest, "_features")

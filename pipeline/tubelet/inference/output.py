@@ -18,7 +18,7 @@ from tubelet import storage
 from tubelet._version import SCHEMA_KEY, SCHEMA_VERSION
 from tubelet.config import UserError
 from tubelet.storage import StorageOptions, with_retries
-from tubelet.storage.pinned import ParquetSource, open_pinned, retry_if_changed
+from tubelet.storage.pinned import ParquetSource, open_parts, retry_if_changed
 
 T = TypeVar("T")
 
@@ -147,7 +147,7 @@ class OutputFiles:
             if found is None:
                 raise FileNotFoundError(f"{path} does not exist")
             with _damage_named(path, self.job):
-                return read(open_pinned(found, self.options))
+                return read(open_parts([found], self.options))
 
         return retry_if_changed(lambda: with_retries(attempt))
 

@@ -12,6 +12,7 @@ from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.manifest import ManifestSlices
 from tubelet.corpus.probing import Prober, default_workers
+from tubelet.corpus.versions import pinned_uri
 from tubelet.inference.output import OutputFiles, check_or_init_output
 from tubelet.inference.plan import Plan, make_plan
 from tubelet.inference.second_look import SecondLook
@@ -34,6 +35,8 @@ class Prepared:
     sinks: list[PredictionSink]
     plan: Plan
     fingerprint: str
+    manifest: str
+    """The version of it that is labelled, which can be read again."""
 
 
 def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
@@ -64,7 +67,8 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
     sampling = [config.sampling(bundle) for bundle in models.bundles]
 
     def planned() -> Prepared:
-        manifest = ManifestSlices.open(source, without=NOT_NEEDED, options=options)
+        pinned = pinned_uri(source, options)
+        manifest = ManifestSlices.open(pinned, without=NOT_NEEDED, options=options)
         found = fingerprint_of(manifest, config.source)
         if config.windows is not None:
             refuse_segments(manifest)
@@ -83,7 +87,7 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
                 look=SecondLook(prober),
                 retry_errors=config.retry_errors,
             )
-        return Prepared(models, sampling, answers, root, sinks, plan, found)
+        return Prepared(models, sampling, answers, root, sinks, plan, found, pinned)
 
     return retry_if_changed(planned)
 

@@ -125,11 +125,15 @@ class Report:
         }
         params |= {f"layout.{name}": value for name, value in dataclasses.asdict(layout).items()}
         params["layout.object_store_bytes"] = layout.object_store_bytes
-        tags = {"tubelet.job": "label", "tubelet.manifest_fingerprint": prepared.fingerprint}
+        tags = {
+            "tubelet.job": "label",
+            "tubelet.manifest": prepared.manifest,
+            "tubelet.manifest_fingerprint": prepared.fingerprint,
+        }
         tracker = Tracker.start(config.tracking_uri, config.experiment, "label", tags=tags, params=params)
         for link in links:
             tracker.link_model(link)
-        tracker.log_dataset(config.source, prepared.fingerprint, "label", prepared.plan.objects)
+        tracker.log_dataset(prepared.manifest, prepared.fingerprint, "label", prepared.plan.objects)
         return cls(tracker, prepared, layout)
 
     @property

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from tubelet.storage.api import (
     check_conditions,
+    copy,
     delete,
     delete_tree,
     download_dir,
@@ -77,6 +78,7 @@ __all__ = [
     "Store",
     "StoreUnavailableError",
     "check_conditions",
+    "copy",
     "delete",
     "delete_tree",
     "download_dir",

@@ -153,6 +153,18 @@ def check_conditions(uri: str | os.PathLike[str], options: StorageOptions = DEFA
     return store_for(root, options).check_conditions(root)
 
 
+def copy(
+    uri: str | os.PathLike[str], target: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS
+) -> None:
+    """Copy an object within its store, whole or not at all.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    root = normalise_uri(uri)
+    store_for(root, options).copy(root, normalise_uri(target))
+
+
 def delete(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> None:
     """Delete an object; no error where there is none."""
     root = normalise_uri(uri)

@@ -115,6 +115,10 @@ class Store(Protocol):
         """Copy the object to a local file."""
         ...
 
+    def copy(self, uri: str, target: str) -> None:
+        """Copy the object to another place of the store, without its bytes passing through here."""
+        ...
+
     def delete(self, uri: str) -> None:
         """Delete the object; no error where there is none."""
         ...

@@ -167,6 +167,11 @@ class GcsStore(RemoteStore):
                 target.write(chunk)
 
     @override
+    def copy(self, uri: str, target: str) -> None:
+        with _translated(uri):
+            self._fs.copy_file(_path(uri), _path(target))
+
+    @override
     def delete(self, uri: str) -> None:
         if self.stat(uri) is not None:
             with _translated(uri):

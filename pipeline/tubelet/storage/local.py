@@ -137,6 +137,14 @@ class LocalStore(Store):
             shutil.copyfile(uri, local)
 
     @override
+    def copy(self, uri: str, target: str) -> None:
+        with _beside(target) as temporary:
+            shutil.copyfile(uri, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+
+    @override
     def delete(self, uri: str) -> None:
         Path(uri).unlink(missing_ok=True)
 

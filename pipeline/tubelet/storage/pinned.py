@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -52,17 +52,38 @@ class ParquetSource:
         return cls(file.schema_arrow, file.read, slices)
 
 
-def open_pinned(found: ObjectInfo, options: StorageOptions) -> ParquetSource:
-    """The Parquet file ``found``, from footer to columns as it was found.
+def open_parts(found: Sequence[ObjectInfo], options: StorageOptions) -> ParquetSource:
+    """The Parquet files ``found``, of one schema, from footers to columns as they were found.
 
-    Ranged reads of a file that is replaced meanwhile would mix two.
+    Ranged reads of a file that is replaced meanwhile would mix two. One file is open at a time.
 
     Raises:
-        ObjectChangedError: it was replaced; also from what reads it.
+        ObjectChangedError: one was replaced or taken away; also from what reads them.
         UserError: a newer tubelet wrote it, otherwise than this one can read.
     """
-    pinned = ObjectOpener(found.uri, found.size_bytes, found.etag, options)()
-    return checked(ParquetSource.of_file(pq.ParquetFile(pinned, pre_buffer=True)), found.uri)
+
+    def opened(info: ObjectInfo) -> pq.ParquetFile:
+        try:
+            pinned = ObjectOpener(info.uri, info.size_bytes, info.etag, options)()
+        except FileNotFoundError as error:
+            raise ObjectChangedError(f"{info.uri} was replaced since it was found") from error
+        return pq.ParquetFile(pinned, pre_buffer=True)
+
+    first = checked(ParquetSource.of_file(opened(found[0])), found[0].uri)
+    if len(found) == 1:
+        return first
+
+    def each(columns: list[str]) -> Iterator[pa.Table]:
+        yield first.read(columns)
+        for info in found[1:]:
+            yield opened(info).read(columns)
+
+    def slices(columns: list[str], rows: int) -> Iterator[pa.Table]:
+        yield from first.slices(columns, rows)
+        for info in found[1:]:
+            yield from ParquetSource.of_file(opened(info)).slices(columns, rows)
+
+    return ParquetSource(first.schema, lambda columns: pa.concat_tables(each(columns)), slices)
 
 
 def checked(source: ParquetSource, uri: str) -> ParquetSource:

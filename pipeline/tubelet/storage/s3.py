@@ -258,6 +258,17 @@ class S3Store(RemoteStore):
             raise BrokenAnswerError(f"reading {uri} failed: {head['ContentLength']} bytes were to come")
 
     @override
+    def copy(self, uri: str, target: str) -> None:
+        (bucket, key), (to_bucket, to_key) = split_bucket(uri), split_bucket(target)
+        with _translated(uri, self._client):
+            try:
+                self._client.copy({"Bucket": bucket, "Key": key}, to_bucket, to_key)
+            except ClientError as error:
+                if code_of(error) in MISSING:
+                    raise FileNotFoundError(f"{uri} does not exist") from error
+                raise
+
+    @override
     def delete(self, uri: str) -> None:
         bucket, key = split_bucket(uri)
         with _translated(uri, self._client):

@@ -60,7 +60,7 @@ def metadata_of(prepared: Prepared) -> dict[str, Any]:
     """What every model file of the run says of its origin."""
     return {
         "recipe": prepared.request.recipe.model_dump(mode="json"),
-        "manifest": storage.normalise_uri(prepared.request.manifest),
+        "manifest": prepared.manifest,
         "data_fingerprint": prepared.examples.fingerprint,
     }
 

@@ -128,7 +128,7 @@ def start_tracker(prepared: Prepared) -> Tracker:
     name = request.model_name
     tags = {
         "tubelet.job": "train",
-        "tubelet.manifest": storage.normalise_uri(request.manifest),
+        "tubelet.manifest": prepared.manifest,
         "tubelet.data_fingerprint": prepared.examples.fingerprint,
         "tubelet.out": storage.normalise_uri(request.out),
     }
@@ -145,9 +145,7 @@ def start_tracker(prepared: Prepared) -> Tracker:
         splits = {"train": prepared.examples, "validation": prepared.validation}
         for context, examples in splits.items():
             if examples is not None:
-                tracker.log_dataset(
-                    storage.normalise_uri(request.manifest), examples.fingerprint, context, len(examples)
-                )
+                tracker.log_dataset(prepared.manifest, examples.fingerprint, context, len(examples))
     return tracker
 
 

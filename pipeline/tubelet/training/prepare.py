@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from tubelet import storage
 from tubelet.clips import ClipSpec
 from tubelet.config import UserError
-from tubelet.corpus.manifest import read_manifest
+from tubelet.corpus.manifest import is_manifest, read_manifest
 from tubelet.corpus.selection import select
+from tubelet.corpus.versions import pinned_uri, split_version
 from tubelet.inference.bundle import ModelBundle
 from tubelet.storage import StorageOptions
 from tubelet.storage.lock import LockLostError
@@ -50,6 +51,8 @@ class Prepared:
     """Step of the checkpoint that the run goes on from."""
     torn: Mapping[int, str] = field(default_factory=dict)
     """Later checkpoints that are damaged, with the reasons."""
+    manifest: str = ""
+    """The version of the manifest that is read, which can be read again."""
 
     def plan_text(self) -> str:
         """What the run would do, in a few lines."""
@@ -111,7 +114,8 @@ def prepare(request: Request) -> Prepared:
     """
     recipe, options = request.recipe, request.options
     record = _check_out(request)
-    table = read_manifest(request.manifest, options=options)
+    manifest = _manifest_of(request, record)
+    table = read_manifest(manifest, options=options)
     examples = load_examples(table, recipe.head_columns, multilabel=recipe.multilabel)
     _check_resume(request, record, examples)
     validation = _validation_examples(request, table, examples)
@@ -121,8 +125,17 @@ def prepare(request: Request) -> Prepared:
     if record is not None:
         start, torn = CheckpointStore(storage.normalise_uri(request.out), options).newest_and_torn()
     return Prepared(
-        request, table, examples, validation, config, spec, total, warmup, record, start or 0, torn
+        request, table, examples, validation, config, spec, total, warmup, record, start or 0, torn, manifest
     )
+
+
+def _manifest_of(request: Request, record: dict[str, Any] | None) -> str:
+    """The version to read: the newest; of a run that goes on, the one that it began with."""
+    root, version = split_version(storage.normalise_uri(request.manifest))
+    began = str((record or {}).get("manifest", ""))
+    if version is None and split_version(began)[0] == root and is_manifest(began, request.options):
+        return began
+    return pinned_uri(request.manifest, request.options)
 
 
 def _model_and_clip(
@@ -235,7 +248,7 @@ def write_record(prepared: Prepared, run_id: str) -> None:
     record = {
         "recipe": prepared.request.recipe.model_dump(mode="json"),
         "fingerprint": prepared.examples.fingerprint,
-        "manifest": storage.normalise_uri(prepared.request.manifest),
+        "manifest": prepared.manifest,
         "init": prepared.request.init,
         "config": prepared.config.to_dict(),
         "clip": prepared.spec.model_dump(mode="json"),
