@@ -145,3 +145,18 @@ def test_what_google_says_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere.json")
     with pytest.raises(CredentialsError, match=r"^cannot reach gs://: .*nowhere.json.*check the bucket"):
         GcsStore(StorageOptions()).put_if_absent("gs://b/x", b"")
+
+
+def test_a_large_bucket_is_listed_by_many_requests_and_lost_pages_are_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with gcs_server(loses=5, objects=6000) as endpoint:
+        monkeypatch.setenv(gcs.EMULATOR, endpoint)
+        found = list(GcsStore(PUBLIC).walk("gs://b/many"))
+        names = [f"{folder}/video-{number:05d}.mp4" for folder in "ab" for number in range(3000)]
+        assert [info.path for info in found] == names
+        one = found[3]
+        assert one == storage.ObjectInfo("gs://b/many/a/video-00003.mp4", one.path, one.etag, 6)
+        stat = GcsStore(PUBLIC).stat(one.uri)
+        assert stat is not None
+        assert stat.etag == one.etag, "an etag is the same whoever asks for it"

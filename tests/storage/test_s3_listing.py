@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
+from tubelet.storage import StoreUnavailableError, range_listing, with_retries
 from tubelet.storage.s3_listing import list_keys
 
 
@@ -83,6 +85,20 @@ def test_an_error_reaches_the_reader() -> None:
     client: Any = Broken(SETS["numbered"])
     with pytest.raises(OSError, match="gone"):
         list(list_keys(client, "b", "v/", page_keys=5))
+
+
+def test_a_page_that_was_lost_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Losing(Keys):
+        def list_objects_v2(self, **request: Any) -> dict[str, Any]:
+            answer = super().list_objects_v2(**request)
+            if self.requests % 4 == 0:
+                raise StoreUnavailableError("SlowDown")
+            return answer
+
+    monkeypatch.setattr(range_listing, "with_retries", partial(with_retries, first_pause_s=0.001))
+    client: Any = Losing(SETS["numbered"])
+    found = [item["Key"] for item in list_keys(client, "b", "v/", page_keys=5)]
+    assert found == sorted(SETS["numbered"])
 
 
 def test_a_store_lists_all(s3: Any) -> None:

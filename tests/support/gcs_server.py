@@ -24,12 +24,19 @@ import google_crc32c
 
 @dataclass
 class Bucket:
-    """What the server holds; ``honours``: whether it looks at preconditions."""
+    """What the server holds.
+
+    Attributes:
+        honours: whether it looks at preconditions.
+        loses: it loses one page of so many of its listings; 0: none.
+    """
 
     honours: bool = True
     objects: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     sessions: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    loses: int = 0
+    listings: int = 0
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def put(self, name: str, data: bytes, wanted: str | None) -> bool:
@@ -58,16 +65,28 @@ class Bucket:
             "timeCreated": moment,
         }
 
-    def listing(self, prefix: str, delimiter: str) -> dict[str, Any]:
-        """Names below ``prefix``, as far as the next ``delimiter``."""
-        items, prefixes = [], set()
+    def listing(self, query: dict[str, str]) -> dict[str, Any]:
+        """A page of the names below a prefix, as far as the next delimiter, from a name on."""
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        begin, most = (
+            query.get("pageToken") or query.get("startOffset", ""),
+            int(query.get("maxResults", 1000)),
+        )
+        items: list[dict[str, Any]] = []
+        prefixes: list[str] = []
+        answer: dict[str, Any] = {"kind": "storage#objects", "items": items, "prefixes": prefixes}
         for name in sorted(self.objects):
             head, found, _ = name[len(prefix) :].partition(delimiter) if delimiter else (name, "", "")
-            if name.startswith(prefix) and found:
-                prefixes.add(prefix + head + found)
-            elif name.startswith(prefix):
+            folder = prefix + head + found if found else ""
+            if not name.startswith(prefix) or name < begin or (folder and folder in prefixes):
+                continue
+            if len(items) + len(prefixes) == most:
+                return answer | {"nextPageToken": name}
+            if folder:
+                prefixes.append(folder)
+            else:
                 items.append(self.describe(name))
-        return {"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)}
+        return answer
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -98,8 +117,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name, query = self._parsed()
         if not name:
-            prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-            self._answer(200, self.bucket.listing(prefix, delimiter))
+            with self.bucket.lock:
+                self.bucket.listings += 1
+                lost = self.bucket.listings % self.bucket.loses == 0 if self.bucket.loses else False
+                page = self.bucket.listing(query)
+            if lost:
+                self._answer(503, {"error": {"code": 503, "message": "try again"}})
+            else:
+                self._answer(200, page)
         elif name not in self.bucket.objects:
             self._answer(404, {"error": {"code": 404, "message": "no such object"}})
         elif query.get("alt") == "media":
@@ -140,17 +165,26 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(204 if there else 404)
 
 
-def _serve(honours: bool) -> None:
-    handler = type("Handler", (_Handler,), {"bucket": Bucket(honours)})
+def _serve(honours: bool, loses: int, objects: int) -> None:
+    bucket = Bucket(honours, loses=loses)
+    for number in range(objects):
+        bucket.put(f"many/{'ab'[number % 2]}/video-{number // 2:05d}.mp4", b"x" * (number % 7), None)
+    handler = type("Handler", (_Handler,), {"bucket": bucket})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)
         server.serve_forever()
 
 
 @contextmanager
-def gcs_server(*, honours: bool = True) -> Iterator[str]:
-    """A server with the bucket ``b``; its URL. A process of its own: PyArrow asks while it holds the GIL."""
-    command = [sys.executable, __file__, *([] if honours else ["careless"])]
+def gcs_server(*, honours: bool = True, loses: int = 0, objects: int = 0) -> Iterator[str]:
+    """A server with the bucket ``b``; its URL. A process of its own: PyArrow asks while it holds the GIL.
+
+    Args:
+        honours: it looks at preconditions.
+        loses: one listing of so many gets no answer but 503.
+        objects: so many lie in the folders ``many/a`` and ``many/b``.
+    """
+    command = [sys.executable, __file__, str(int(honours)), str(loses), str(objects)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -161,4 +195,4 @@ def gcs_server(*, honours: bool = True) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    _serve("careless" not in sys.argv)
+    _serve(sys.argv[1] == "1", int(sys.argv[2]), int(sys.argv[3]))

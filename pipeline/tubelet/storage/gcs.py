@@ -8,7 +8,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,21 +68,20 @@ class GcsStore(RemoteStore):
 
     @override
     def walk(self, uri: str) -> Iterator[ObjectInfo]:
-        from pyarrow.fs import FileSelector
-
-        root = _path(uri)
         single = self.stat(uri)
         if single is not None:
             yield single
             return
-        # All pages at once: this takes as long as it takes, after the answer above.
-        with _translated(uri):
-            found = self._fs.get_file_info(FileSelector(root, recursive=True))
-        files = sorted((f for f in found if f.is_file), key=lambda f: f.path.encode())
-        if not files:
+        bucket, _, key = _path(uri).partition("/")
+        prefix, found = f"{key}/" if key else "", False
+        for blob in self._conditions.list_objects(bucket, prefix):
+            path = blob.name[len(prefix) :]
+            if path and not path.endswith("/"):  # `folder/` is an empty marker some tools leave
+                found = True
+                etag = f"{_nanoseconds(blob.updated):x}-{blob.size:x}"
+                yield ObjectInfo(f"gs://{bucket}/{blob.name}", path, etag, blob.size)
+        if not found:
             raise UserError(f"there is nothing under {uri}: check the bucket and the prefix")
-        for file in files:
-            yield _describe(file, file.path[len(root) + 1 :])
 
     @override
     def holds_any(self, uri: str) -> bool:
@@ -215,6 +214,12 @@ def _path(uri: str) -> str:
 
 def _describe(info: Any, path: str) -> ObjectInfo:
     return ObjectInfo(f"gs://{info.path}", path, f"{info.mtime_ns:x}-{info.size:x}", info.size)
+
+
+def _nanoseconds(moment: datetime) -> int:
+    """As PyArrow gives the modification time: exactly, which a float of seconds is not."""
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1000
 
 
 def _within_deadline(uri: str, ask: Callable[[], _T]) -> _T:

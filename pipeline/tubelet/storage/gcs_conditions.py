@@ -17,6 +17,7 @@ from requests.exceptions import RequestException
 from tubelet.config import UserError
 from tubelet.storage.base import Conditions
 from tubelet.storage.errors import CredentialsError, DeniedError, StoreUnavailableError
+from tubelet.storage.range_listing import Item, Page, list_in_ranges
 
 _ABSENT = 0  # the generation of what does not exist
 _TIMEOUT_S = (10.0, 60.0)  # to connect, and between two pieces of an answer
@@ -28,6 +29,9 @@ _AWAY = (
     RequestException,
     ConnectionError,
 )
+
+
+_LISTED = "items(name,size,updated),prefixes,nextPageToken"
 
 
 class GoogleConditions:
@@ -93,6 +97,17 @@ class GoogleConditions:
             with self._translated(probe), contextlib.suppress(api.NotFound):
                 self._blob(probe).delete(**self._request)
 
+    def list_objects(self, bucket: str, prefix: str) -> Iterator[Any]:
+        """The blobs below ``prefix`` in the order of their names, by several requests at once."""
+        return (blob for _, blob in list_in_ranges(_GoogleLister(self, bucket, prefix)))
+
+    def ask_page(self, bucket: str, **request: Any) -> tuple[list[Any], list[str], str | None]:
+        """One page of a listing: blobs, folders, and the token of the next page."""
+        with self._translated(f"gs://{bucket}"):
+            found = self._client.list_blobs(bucket, fields=_LISTED, **request, **self._request)
+            blobs = list(next(found.pages, ()))
+            return blobs, sorted(found.prefixes), found.next_page_token
+
     def _blob(self, uri: str) -> Any:
         bucket, _, key = uri.removeprefix("gs://").partition("/")
         return self._client.bucket(bucket).blob(key)
@@ -114,3 +129,28 @@ class GoogleConditions:
     def _error(self, kind: type[Exception], uri: str, error: Exception) -> Exception:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         return kind(f"cannot reach {uri}: {reason}; {self._hint}")
+
+
+class _GoogleLister:
+    """Google begins a listing with a name, where S3 begins after one."""
+
+    def __init__(self, client: GoogleConditions, bucket: str, prefix: str) -> None:
+        self._client, self._bucket, self._prefix = client, bucket, prefix
+
+    def page(self, after: str | None, most: int) -> tuple[Page, bool]:
+        request = {"prefix": self._prefix, "page_size": most if after is None else most + 1}
+        blobs, _, token = self._client.ask_page(self._bucket, start_offset=after, **request)
+        return [(blob.name, blob) for blob in blobs if blob.name != after], token is not None
+
+    def folders(self, token: Any) -> tuple[list[str], Any]:
+        request = {"prefix": self._prefix, "delimiter": "/", "page_token": token}
+        _, folders, following = self._client.ask_page(self._bucket, **request)
+        return folders, following
+
+    def one_after_the_other(self) -> Iterator[Item]:
+        token = None
+        while True:
+            blobs, _, token = self._client.ask_page(self._bucket, prefix=self._prefix, page_token=token)
+            yield from ((blob.name, blob) for blob in blobs)
+            if token is None:
+                return

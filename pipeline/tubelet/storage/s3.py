@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,8 @@ class S3Store(RemoteStore):
         prefix = f"{key}/" if key else ""
         found = False
         with _translated(uri, self._client):
-            for item in list_keys(self._client, bucket, prefix):
+            translated = partial(_translated, uri, self._client)
+            for item in list_keys(self._client, bucket, prefix, translated=translated):
                 found = True
                 path = item["Key"][len(prefix) :]
                 if path and not path.endswith("/"):  # `folder/` is an empty marker some tools leave
