@@ -151,8 +151,6 @@ def own_videos(config: DemoConfig, out: Path) -> Places:
 
 def run_jobs(config: DemoConfig, places: Places, out: Path) -> list[Step]:
     """Run the jobs one after the other, each as the command line would; Ray is up already."""
-    from tubelet.corpus.index import IndexConfig
-
     from tubelet_jobs import evaluate, index, label, review, train
 
     tracking_uri = config.tracking_uri or f"sqlite:///{out / 'mlflow.db'}"
@@ -160,7 +158,7 @@ def run_jobs(config: DemoConfig, places: Places, out: Path) -> list[Step]:
     overrides = (*(_REAL_VIDEOS if real else ()), *config.overrides)
     steps = Steps()
     if places.manifest != places.source:
-        indexing = IndexConfig(
+        indexing = index.IndexOptions(
             src=places.source,
             out=places.manifest,
             labels=(places.labels,) if places.labels else (),

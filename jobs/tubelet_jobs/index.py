@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from tubelet.config import load_settings
 from tubelet.corpus.index import IndexConfig, IndexSummary, index_corpus
 
-from tubelet_jobs.common import print_summary, say
+from tubelet_jobs.common import RayOptions, connect_ray, print_summary, say
 
 
-def command(config: IndexConfig) -> None:
+class IndexOptions(RayOptions, IndexConfig):
+    """The command line of an index job."""
+
+
+def command(options: IndexOptions) -> None:
     """List the videos under SRC, look into each, join labels and splits, and write the manifest.
 
     Labels: a table with `path`, `uri` or `key`, `label` (or `label_HEAD`; `a|b` is two labels), and where
@@ -18,6 +23,9 @@ def command(config: IndexConfig) -> None:
 
     Example: tubelet index s3://bucket/videos --out s3://bucket/manifest --labels s3://bucket/labels.csv
     """
+    config = load_settings(IndexConfig, {name: getattr(options, name) for name in IndexConfig.model_fields})
+    if options.ray_address and not config.dry_run:
+        connect_ray(options.ray_address)
     summary = index_corpus(config)
     _report(summary)
     print_summary({name: value for name, value in summary.to_dict().items() if name != "warnings"})

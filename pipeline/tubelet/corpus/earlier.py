@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tubelet import storage
 from tubelet.config import UserError
-from tubelet.corpus.known_rows import KnownRows
+from tubelet.corpus.known_rows import Ints, KnownRows, spans
 from tubelet.corpus.listing import Listing
-from tubelet.corpus.manifest import ManifestSlices, label_columns, made_from, manifest_exists
-from tubelet.corpus.parts import Row, merge_earlier
+from tubelet.corpus.manifest import SCHEMA, ManifestSlices, label_columns, made_from, manifest_exists
 from tubelet.corpus.probing import promises_video
 from tubelet.corpus.versions import is_one_file, split_version
 from tubelet.storage.pinned import retry_if_changed
-from tubelet.video import Status, to_retry
+from tubelet.video import MAX_ATTEMPTS, TRANSIENT, Status
 
 # What probing found out; all else in a row comes from the listing.
 PROBED_COLUMNS = (
@@ -38,6 +39,8 @@ PROBED_COLUMNS = (
     "keyframes_s",
     "indexed_at",
 )
+
+_COMPARED = ("key", "segment", "path", "etag", "size", "status", "error_code", "attempts")
 
 # What a manifest says of objects whose name promises no video, since this revision of the rules.
 RULES = 2
@@ -64,12 +67,28 @@ def check_output(out: str, *, update: bool) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Match:
+    """What an earlier manifest has of the objects of one batch of a listing.
+
+    Attributes:
+        numbers: its rows, by object and segment.
+        owners: the place in the batch of each of these.
+        usable: for each object, the row whose verdict still holds, or -1.
+    """
+
+    numbers: Ints
+    owners: Ints
+    usable: Ints
+
+
 class Earlier:
     """The manifest before the update, or nothing; its rows lie on local disk.
 
     Attributes:
         made_from: what it was made from.
         heads: its label columns, and whether each is multi-label.
+        retry_errors: objects with errors are to be probed again, whatever the error.
         to_probe, unchanged, removed: set by :meth:`compare`.
     """
 
@@ -79,27 +98,30 @@ class Earlier:
         Args:
             out: where it lies; None: there is none.
             folder: a folder for what is kept of it.
-            retry_errors: objects with errors are to be probed again, whatever the error.
+            retry_errors: as the attribute.
 
         Raises:
             UserError: the manifest cannot be read.
         """
         self.made_from: dict[str, Any] = {}
         self.heads: dict[str, bool] = {}
-        self._retry_errors = retry_errors
-        self._rows = KnownRows(folder / "earlier.arrow")
+        self.retry_errors = retry_errors
+        self._rows = KnownRows(folder / "earlier.arrow", SCHEMA)
         if out is not None:
             self.made_from = made_from(out)
             retry_if_changed(lambda: self._read(out, folder))
         self._rows.close()
+        self._strict = self.made_from.get("rules") == RULES
         self._seen = np.zeros(self._rows.rows, np.bool_)
         self.to_probe = self.unchanged = self.removed = 0
 
     def _read(self, out: str, folder: Path) -> None:
-        self._rows = KnownRows(folder / "earlier.arrow")
+        self._rows = KnownRows(folder / "earlier.arrow", SCHEMA)
         for table in ManifestSlices.open(out):
-            self.heads = {n: pa.types.is_list(table.schema.field(n).type) for n in label_columns(table)}
-            self._rows.add(table)
+            if not self._rows.rows:
+                self._rows = KnownRows(folder / "earlier.arrow", table.schema.remove_metadata())
+                self.heads = {n: pa.types.is_list(table.schema.field(n).type) for n in label_columns(table)}
+            self._rows.add(table.replace_schema_metadata(None))
 
     def compare(self, listing: Listing, src: str) -> None:
         """Find out what is new or changed, what is unchanged, and what is gone.
@@ -107,13 +129,12 @@ class Earlier:
         Raises:
             UserError: the manifest is of another corpus.
         """
-        for rows in listing.batches():
-            firsts, lasts = self._rows.find([row["key"] for row in rows])
-            for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
-                self._seen[self._rows.rows_at(np.arange(first, last))] = True
-            usable = [self._usable(row, known) is not None for row, known in self._known(rows)]
-            self.unchanged += sum(usable)
-            self.to_probe += len(rows) - sum(usable)
+        for batch in listing.tables():
+            found = self.match(batch)
+            self._seen[found.numbers] = True
+            usable = int((found.usable >= 0).sum())
+            self.unchanged += usable
+            self.to_probe += batch.num_rows - usable
         origin = self.made_from.get("src")
         if self._rows.rows and not self._seen.any() and origin not in (None, src):
             raise UserError(
@@ -123,32 +144,28 @@ class Earlier:
         for number in self._rows.tables():
             numbers, table = self._rows.table(number)
             gone = pc.equal(table["status"], str(Status.GONE)).to_numpy()
-            keys = np.array(table["key"].to_pylist(), object)[~self._seen[numbers] & ~gone]
-            self.removed += len(set(keys))
+            left = table["key"].filter(pa.array(~self._seen[numbers] & ~gone))
+            self.removed += len(pc.unique(left))
 
-    def pair(
-        self, listing: Listing, heads: Mapping[str, bool], split: str | None
-    ) -> Iterator[tuple[Row, bool]]:
-        """Each listed row with what the manifest knows of it, and whether that makes probing needless.
+    def match(self, batch: pa.RecordBatch) -> Match:
+        """The rows of the objects of ``batch``, which has the columns of a listing."""
+        places, owners = spans(*self._rows.find(batch))
+        numbers = self._rows.rows_at(places)
+        known = self._rows.gather(numbers, _COMPARED)
+        segments = known["segment"].fill_null(0).to_numpy()
+        same = pc.equal(batch.column("key").take(pa.array(owners)), known["key"]).to_numpy(False)
+        order = np.lexsort((segments, owners))
+        order = order[same[order]]
+        numbers, owners, known = numbers[order], owners[order], known.take(pa.array(order))
+        usable: Ints = np.full(batch.num_rows, -1, np.int64)
+        holds = self._holds(batch.take(pa.array(owners)), known)
+        which, first = np.unique(owners[holds], return_index=True)
+        usable[which] = numbers[holds][first]
+        return Match(numbers, owners, usable)
 
-        Args:
-            listing: the rows.
-            heads: the label columns of the new manifest.
-            split: how splits are assigned; None: by default.
-        """
-        # Another tool made the manifest, and assigned the splits.
-        foreign = "src" not in self.made_from and split is None
-        for rows in listing.batches():
-            for row, known in self._known(rows):
-                row["attempts"] = 0
-                row |= {name: row.get(name) for name in heads}
-                merge_earlier(row, known, heads, keep_split=foreign)
-                if known and known[0]["etag"] == row["etag"] and not self._retry_errors:
-                    row["attempts"] = known[0]["attempts"] or 0
-                found = self._usable(row, known)
-                if found is not None:
-                    row |= {name: found[name] for name in PROBED_COLUMNS}
-                yield row, found is not None
+    def rows(self, numbers: Ints, columns: Sequence[str] | None = None) -> pa.Table:
+        """Some of its rows."""
+        return self._rows.gather(numbers, self._rows.schema.names if columns is None else columns)
 
     def gone(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """The rows of objects that are no longer there, as ``schema`` wants them."""
@@ -165,42 +182,39 @@ class Earlier:
                 if wanted.name in changes:
                     columns.append(pa.repeat(changes[wanted.name], table.num_rows))
                 elif wanted.name in table.column_names:
-                    columns.append(_as_type(table.column(wanted.name), wanted.type))
+                    columns.append(as_type(table.column(wanted.name), wanted.type))
                 else:
                     columns.append(pa.nulls(table.num_rows, wanted.type))
             if table.num_rows:
                 yield pa.table(columns, schema=schema)
 
-    def _known(self, rows: list[Row]) -> Iterator[tuple[Row, list[Row]]]:
-        """Each listed row with the manifest's rows of its key, the one of the whole first."""
-        firsts, lasts = self._rows.find([row["key"] for row in rows])
-        spans = [self._rows.rows_at(np.arange(a, b)) for a, b in zip(firsts, lasts, strict=True)]
-        taken = iter(self._rows.take(np.concatenate([np.zeros(0, np.int64), *spans])))
-        for row, span in zip(rows, spans, strict=True):
-            known = [next(taken) for _ in span]
-            yield (
-                row,
-                sorted((one for one in known if one["key"] == row["key"]), key=lambda one: one["segment"]),
-            )
-
-    def _usable(self, row: Row, known: list[Row]) -> Row | None:
-        """What was found out about the content before, if it still holds."""
-        strict = self.made_from.get("rules") == RULES
-        for one in known:
-            attempts = 0 if self._retry_errors else one["attempts"] or 0
-            if (
-                one["status"] != Status.GONE
-                and one["etag"] == row["etag"]
-                and (row["size"] is None or one["size"] is None or one["size"] == row["size"])
-                and not to_retry(one["error_code"], attempts)
-                and not (self._retry_errors and one["status"] == Status.ERROR)
-                and (strict or promises_video(one["path"] or ""))
-            ):
-                return one
-        return None
+    def _holds(self, listed: pa.RecordBatch, known: pa.Table) -> npt.NDArray[np.bool_]:
+        """Whether what was found out about the content before still holds, by row."""
+        status, sizes = known["status"], (listed.column("size"), known["size"])
+        attempts = pa.repeat(pa.scalar(0, pa.int32()), len(known)) if self.retry_errors else known["attempts"]
+        again = pc.and_(
+            pc.is_in(known["error_code"], pa.array([str(code) for code in TRANSIENT])),
+            pc.less(pc.fill_null(attempts, 0), MAX_ATTEMPTS),
+        )
+        holds = pc.and_(
+            pc.and_(pc.not_equal(status, str(Status.GONE)), same_cells(listed.column("etag"), known["etag"])),
+            pc.and_(pc.fill_null(pc.equal(*sizes), True), pc.invert(again)),
+        )
+        if self.retry_errors:
+            holds = pc.and_(holds, pc.not_equal(status, str(Status.ERROR)))
+        found: npt.NDArray[np.bool_] = holds.to_numpy(zero_copy_only=False)
+        if not self._strict:
+            paths = known["path"].to_pylist()
+            found = found & np.fromiter((promises_video(p or "") for p in paths), np.bool_, len(paths))
+        return found
 
 
-def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
+def same_cells(one: Any, two: Any) -> Any:
+    """Whether cells are equal, or both null."""
+    return pc.or_(pc.fill_null(pc.equal(one, two), False), pc.and_(pc.is_null(one), pc.is_null(two)))
+
+
+def as_type(column: Any, kind: pa.DataType) -> Any:
     """A label column of single labels as lists, where the new manifest has lists."""
     if column.type == kind:
         return column

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -11,19 +10,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import pyarrow as pa
 from pydantic import BeforeValidator, Field
 
 from tubelet import storage
 from tubelet._version import __version__
 from tubelet.config import Option, Settings
+from tubelet.corpus.assembly import Assembly
 from tubelet.corpus.earlier import RULES, Earlier, check_output
 from tubelet.corpus.labels import FOLDERS, load_labels
-from tubelet.corpus.listing import Listing, in_batches, list_corpus
-from tubelet.corpus.manifest import schema_with
-from tubelet.corpus.parts import Row, rows_of
+from tubelet.corpus.listing import Listing, list_corpus
+from tubelet.corpus.looking import Looking
 from tubelet.corpus.probed import Probed
-from tubelet.corpus.probing import Prober, default_workers, judge
+from tubelet.corpus.probing import Prober, default_workers
+from tubelet.corpus.probing_on_ray import cluster_prober
 from tubelet.corpus.publication import manifest_writer
 from tubelet.corpus.splits import parse_split, split_column_of
 from tubelet.corpus.tally import IndexTally
@@ -33,7 +32,6 @@ from tubelet.error_rate import MaxErrorRate
 from tubelet.progress import ProgressLine
 from tubelet.storage import DEFAULT_OPTIONS, ObjectInfo, StorageOptions
 from tubelet.storage.lock import OutputLock, lock_folder
-from tubelet.video import TRANSIENT, Status
 
 
 def _as_tuple(value: Any) -> Any:
@@ -126,6 +124,9 @@ class IndexSummary:
 def index_corpus(config: IndexConfig) -> IndexSummary:
     """List ``config.src``, probe what is new or changed, and publish the manifest at ``config.out``.
 
+    Where this process is connected to a Ray cluster that has nodes besides its head, these look into the
+    objects; else decode processes of this machine do.
+
     Each object becomes a row: a video that cannot be opened has status ``error`` and a typed reason. The
     manifest appears whole at the end; until then readers see the one before. What a job found that did not
     come to its end is kept: the same command goes on from there.
@@ -159,9 +160,9 @@ class _Index:
                 if lock is None:
                     return self._summary(listing, earlier, None)
                 tally = IndexTally(self.src, self.config.max_error_rate)
-                self._probed = Probed(self.out)
-                self._write(listing, earlier, tally, lock)
-                return self._summary(listing, earlier, tally)
+                probed = Probed(self.out, Path(folder))
+                reused = self._write(listing, earlier, probed, tally, lock)
+                return self._summary(listing, earlier, tally, reused)
 
     def _remember(self, known: dict[str, Any]) -> None:
         """An update that names no labels, split or include goes by those the manifest was made with."""
@@ -204,87 +205,29 @@ class _Index:
         folders = (self.out, lock_folder(self.out), staging_folder(self.out), record_folder(self.out))
         return info.uri == self.out or info.uri.startswith(tuple(f"{folder}/" for folder in folders))
 
-    def _write(self, listing: Listing, earlier: Earlier, tally: IndexTally, lock: OutputLock) -> None:
-        heads = {"label": False}
-        for name, many in [*listing.heads.items(), *earlier.heads.items()]:
-            heads[name] = heads.get(name, False) or many
-        schema = schema_with(heads)
-        workers = min(self.config.workers or default_workers(), max(earlier.to_probe, 1))
-        self._heads = heads
-        again: list[Row] = []
-        with (
-            self._probed,
-            Prober(workers, self.config.options, self.config.limits.limits()) as prober,
-            manifest_writer(self.out, schema, made_from=self._made_from()) as write,
-        ):
-            left = max(earlier.to_probe - len(self._probed), 0)
-            with ProgressLine("indexing", left, "videos") as line:
-                known = earlier.pair(listing, heads, self.config.split)
-                pairs = prober.map(known, lambda pair: self._row(*pair, prober))
-                for rows in in_batches(self._first_pass(pairs, again, tally, line)):
-                    write(pa.Table.from_pylist(rows, schema=schema))
-            tally.check_readable()
-            if again:
-                with ProgressLine("trying again", len(again), "videos") as line:
-                    probed = prober.map(again, lambda row: self._row(row, False, prober)[0])
-                    for rows in in_batches(self._second_pass(probed, tally, line)):
-                        write(pa.Table.from_pylist(rows, schema=schema))
-            for table in earlier.gone(schema):
+    def _write(
+        self, listing: Listing, earlier: Earlier, probed: Probed, tally: IndexTally, lock: OutputLock
+    ) -> int:
+        """Probe what is new, then write all rows; returns how many verdicts of a run before were used."""
+        config = self.config
+        looking = Looking(listing, earlier, probed, tally)
+        with probed:
+            if looking.left:
+                limits = config.limits.limits()
+                cluster = cluster_prober(config.options, limits, config.workers)
+                workers = min(config.workers or default_workers(), looking.left)
+                with nullcontext(cluster) if cluster else Prober(workers, config.options, limits) as prober:
+                    looking.run(prober.rows, self.now)
+            probed.close()
+        # Another tool made the manifest before, and assigned the splits.
+        foreign = "src" not in earlier.made_from and config.split is None
+        assembly = Assembly(listing, earlier, probed, tally, foreign)
+        with manifest_writer(self.out, assembly.schema, made_from=self._made_from()) as write:
+            for table in assembly.tables():
                 write(table)
             lock.check()
-        self._probed.forget()
-
-    def _first_pass(
-        self, rows: Iterator[tuple[Row, bool]], again: list[Row], tally: IndexTally, line: ProgressLine
-    ) -> Iterator[Row]:
-        """Rows that are final; what failed in passing waits in ``again``."""
-        for found, probed in rows:
-            row = found
-            if not probed:
-                yield from self._final(row, tally)
-                continue
-            tally.watch(row)
-            final = row["error_code"] not in TRANSIENT
-            done = list(self._final(row, tally)) if final else []
-            if not final:
-                again.append(row)
-            line.advance(1, errors=tally.errors)
-            yield from done
-
-    def _second_pass(self, rows: Iterator[Row], tally: IndexTally, line: ProgressLine) -> Iterator[Row]:
-        failed: Counter[str] = Counter()
-        examples: dict[str, str] = {}
-        for row in rows:
-            code = row["error_code"]
-            if code in TRANSIENT:
-                row["attempts"] += 1
-                failed[code] += 1
-                examples.setdefault(code, row["error"])
-            yield from self._final(row, tally)
-            line.advance(1, errors=tally.errors)
-        tally.judge(failed, examples)
-
-    def _final(self, row: Row, tally: IndexTally) -> Iterator[Row]:
-        """The rows of an object, which is done."""
-        if row["error_code"] not in TRANSIENT:
-            row["attempts"] = 0
-        if row["status"] == Status.NOT_VIDEO:  # it is none of any class or split
-            row |= dict.fromkeys([*self._heads, "split", "group"])
-        parts = list(rows_of(row, self._heads))
-        tally.count(row, parts, list(self._heads))
-        yield from parts
-
-    def _row(self, row: Row, known: bool, prober: Prober) -> tuple[Row, bool]:
-        """The manifest's row of an object, and whether it had to be opened."""
-        if not known:
-            found = self._probed.take(row)
-            known = found is not None
-            info = ObjectInfo(row["uri"], row["path"], row["etag"], row["size"])
-            row = {**row, **(found or {**prober.probe(info), "indexed_at": self.now})}
-            if not known:
-                self._probed.add(row)
-        row["status"] = judge(row, named=row["named"])
-        return row, not known
+        probed.forget()
+        return looking.reused
 
     def _made_from(self) -> dict[str, Any]:
         config = self.config
@@ -299,7 +242,9 @@ class _Index:
             "rules": RULES,
         }
 
-    def _summary(self, listing: Listing, earlier: Earlier, tally: IndexTally | None) -> IndexSummary:
+    def _summary(
+        self, listing: Listing, earlier: Earlier, tally: IndexTally | None, reused: int = 0
+    ) -> IndexSummary:
         found = tally or IndexTally(self.src, self.config.max_error_rate)
         return IndexSummary(
             out=self.out,
@@ -309,7 +254,7 @@ class _Index:
             not_video=found.not_video,
             skipped=listing.skipped.total(),
             probed=found.probed,
-            unchanged=earlier.unchanged + (0 if tally is None else self._probed.reused),
+            unchanged=earlier.unchanged + reused,
             removed=earlier.removed,
             labelled=listing.labelled if tally is None else tally.labelled,
             segments=found.segments,

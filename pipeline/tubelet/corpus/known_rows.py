@@ -1,4 +1,4 @@
-"""Rows that were written before, on local disk, found again by the digest of their key.
+"""Rows that were written before, on local disk, found again by a digest of some of their columns.
 
 Memory is 16 bytes per row, whatever the rows hold.
 """
@@ -9,7 +9,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +24,10 @@ _CACHED = 8
 
 
 class KnownRows:
-    """Tables of one schema: all added, then looked up."""
+    """Tables of one schema: all added, then looked up by the columns ``on``."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, file: Path, schema: pa.Schema, on: Sequence[str] = ("key",)) -> None:
+        self._file, self._on = file, list(on)
         self._writer: pa.ipc.RecordBatchFileWriter | None = None
         self._source: pa.OSFile | None = None
         self._reader: pa.ipc.RecordBatchFileReader | None = None
@@ -37,18 +36,17 @@ class KnownRows:
         self._parts: list[npt.NDArray[np.uint64]] = []
         self._order: Ints = np.zeros(0, np.int64)
         self._sorted: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
-        self.schema: pa.Schema | None = None
+        self.schema = schema
         self.rows = 0
 
     def add(self, table: pa.Table) -> None:
-        """More rows, with a column ``key``."""
+        """More rows."""
         for batch in table.combine_chunks().to_batches(max_chunksize=_BATCH_ROWS):
             if self._writer is None:
-                self.schema = batch.schema
-                self._writer = pa.ipc.new_file(str(self._file), batch.schema)
+                self._writer = pa.ipc.new_file(str(self._file), self.schema)
             self._writer.write_batch(batch)
             self._firsts.append(self.rows)
-            self._parts.append(digests(batch.column("key").to_pylist()))
+            self._parts.append(digests(*(batch.column(name) for name in self._on)))
             self.rows += batch.num_rows
 
     def close(self) -> None:
@@ -63,9 +61,12 @@ class KnownRows:
             self._sorted = every[self._order]
             self._parts = []
 
-    def find(self, keys: Sequence[str]) -> tuple[Ints, Ints]:
-        """Where the rows of each key are: first and one past the last place for :meth:`rows_at`."""
-        wanted = digests(keys)
+    def find(self, rows: pa.RecordBatch) -> tuple[Ints, Ints]:
+        """Where the rows that equal each of ``rows`` are: the first place, and one past the last.
+
+        Places are for :meth:`rows_at`. Two rows may share a digest: compare what is found.
+        """
+        wanted = digests(*(rows.column(name) for name in self._on))
         first = np.searchsorted(self._sorted, wanted, "left")
         return first.astype(np.int64), np.searchsorted(self._sorted, wanted, "right").astype(np.int64)
 
@@ -73,24 +74,21 @@ class KnownRows:
         """The numbers of the rows at ``places``; the rows of one key come in the order they were added."""
         return self._order[places]
 
-    def take(
-        self, numbers: Sequence[int] | Ints, columns: Sequence[str] | None = None
-    ) -> list[dict[str, Any]]:
-        """The rows with these numbers, in this order."""
-        wanted: Ints = np.asarray(numbers, np.int64)
-        found: list[dict[str, Any]] = [{} for _ in wanted]
-        if not len(wanted):
-            return found
-        batches = np.searchsorted(self._firsts, wanted, "right") - 1
+    def gather(self, numbers: Ints, columns: Sequence[str]) -> pa.Table:
+        """These columns of the rows with these numbers, in this order."""
+        names = list(columns)
+        schema = pa.schema([self.schema.field(name) for name in names])
+        if not len(numbers):
+            return schema.empty_table()
+        batches = np.searchsorted(self._firsts, numbers, "right") - 1
+        pieces, places = [], []
         for number in np.unique(batches):
             here = np.flatnonzero(batches == number)
-            batch = self._batch(int(number))
-            rows = batch.take(pa.array(wanted[here] - self._firsts[number]))
-            if columns is not None:
-                rows = rows.select(list(columns))
-            for place, row in zip(here.tolist(), rows.to_pylist(), strict=True):
-                found[place] = row
-        return found
+            batch = self._batch(int(number)).select(names)
+            pieces.append(batch.take(pa.array(numbers[here] - self._firsts[number])))
+            places.append(here)
+        order = np.argsort(np.concatenate(places), kind="stable")
+        return pa.Table.from_batches(pieces, schema).combine_chunks().take(pa.array(order))
 
     def tables(self) -> list[int]:
         """The numbers of the batches, for :meth:`table`."""
@@ -110,6 +108,15 @@ class KnownRows:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(number)
         return self._cache[number]
+
+
+def spans(firsts: Ints, lasts: Ints) -> tuple[Ints, Ints]:
+    """All places from each of ``firsts`` to before each of ``lasts``, and which of the spans each is of."""
+    counts = lasts - firsts
+    owner = np.repeat(np.arange(len(counts)), counts)
+    ends = np.cumsum(counts)
+    within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
+    return within + firsts[owner], owner
 
 
 def same_time(one: float | None, two: float | None) -> bool:

@@ -40,11 +40,11 @@ class RowFile:
     def add(self, row: Row) -> None:
         """One more row; columns that the schema lacks are left out."""
         self.rows += 1
-        self._waiting.append(row)
+        self._waiting.append({name: row.get(name) for name in self._schema.names})
         if len(self._waiting) == _BATCH_ROWS:
             self._flush()
 
-    def batches(self) -> Iterator[list[Row]]:
+    def tables(self) -> Iterator[pa.RecordBatch]:
         """All rows in the order they came in, a bounded number at a time; no more can be added."""
         self._flush()
         if self._writer is None:
@@ -52,9 +52,8 @@ class RowFile:
         if not self._closed:
             self._writer.close()
             self._closed = True
-        with pa.memory_map(str(self._file)) as source:
-            for batch in pa.ipc.open_stream(source):
-                yield batch.to_pylist()
+        with pa.OSFile(str(self._file)) as source:
+            yield from pa.ipc.open_stream(source)
 
     def _flush(self) -> None:
         if not self._waiting:
@@ -87,9 +86,10 @@ class Listing:
         self.skipped: Counter[str] = Counter()
         self.warnings: list[str] = []
 
-    def row_file(self, name: str, *columns: pa.Field) -> RowFile:
-        """An empty file of rows with the columns of the listing and ``columns``, which lives as long."""
-        return RowFile(self._folder / f"{name}.arrow", pa.schema([*self.schema, *columns]))
+    def row_file(self, name: str, columns: Iterable[str] | None = None) -> RowFile:
+        """An empty file of rows with the columns of the listing, or some of them, which lives as long."""
+        chosen = self.schema if columns is None else [self.schema.field(column) for column in columns]
+        return RowFile(self._folder / f"{name}.arrow", pa.schema(chosen))
 
     def add(self, row: Row) -> None:
         """One more object."""
@@ -99,9 +99,9 @@ class Listing:
             self.by_split[row["split"]] += 1
         self._rows.add(row)
 
-    def batches(self) -> Iterator[list[Row]]:
+    def tables(self) -> Iterator[pa.RecordBatch]:
         """The rows, a bounded number at a time."""
-        return self._rows.batches()
+        return self._rows.tables()
 
 
 @contextmanager
@@ -196,18 +196,6 @@ def _row(info: ObjectInfo, labels: Labels, split: SplitRule) -> Row:
         "named": known.named,
         "segments": packed(known.segments),
     }
-
-
-def in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Lists of at most 2,000 rows."""
-    batch: list[Row] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == _BATCH_ROWS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _nothing_listed(src: str, include: str | None) -> UserError:

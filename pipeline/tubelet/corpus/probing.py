@@ -73,6 +73,14 @@ class Prober:
         while waiting:
             yield waiting.popleft().result()
 
+    def rows(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Rows with ``uri, path, etag, size``, and to them the columns of :meth:`probe`."""
+
+        def work(row: dict[str, Any]) -> dict[str, Any]:
+            return row | self.probe(ObjectInfo(row["uri"], row["path"], row["etag"], row["size"]))
+
+        return self.map(rows, work)
+
     def probe(self, info: ObjectInfo) -> dict[str, Any]:
         """The columns ``status`` to ``keyframes_s`` of one object; an error is a row, never an exception.
 

@@ -86,7 +86,7 @@ class _Parts:
 
     def add(self, table: pa.Table) -> None:
         """More rows."""
-        table = table.cast(self._schema)
+        table = table.cast(self._schema).combine_chunks()
         while table.num_rows:
             room = _GROUP_ROWS - self._rows
             if self._part_rows is not None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from tubelet.config import UserError
 from tubelet.error_rate import ErrorRate
 from tubelet.video import TRANSIENT, ErrorCode, Status, to_retry
@@ -36,7 +39,7 @@ class IndexTally:
     Attributes:
         ok, errors, not_video: rows by status.
         to_retry: errors that the next update tries again.
-        probed: objects that were opened.
+        probed: objects that were opened; ``failed``: those of them that ended in an error.
         segments: labelled parts of videos.
         left_out: clips that a correction without a label keeps out of training.
         labelled: videos, usable or not, that have a label in some head.
@@ -46,7 +49,7 @@ class IndexTally:
 
     def __init__(self, src: str, max_error_rate: float) -> None:
         self.ok = self.errors = self.not_video = self.to_retry = self.probed = self.labelled = 0
-        self.segments = self.left_out = 0
+        self.segments = self.left_out = self.failed = 0
         self.by_split: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self._src = src
@@ -68,6 +71,7 @@ class IndexTally:
         self.probed += 1
         if row["status"] == Status.NOT_VIDEO:
             return
+        self.failed += row["status"] == Status.ERROR
         self._seen += 1
         self._denied += code == ErrorCode.DENIED
         if code in _UNREADABLE:
@@ -115,6 +119,26 @@ class IndexTally:
         self.reasons[code] += 1
         self.to_retry += to_retry(code, row["attempts"])
 
+    def count_table(self, rows: pa.Table, heads: list[str]) -> None:
+        """Objects that are final for this run and have one row each."""
+        videos = rows.filter(pc.not_equal(rows["status"], str(Status.NOT_VIDEO)))
+        self.not_video += len(rows) - len(videos)
+        labelled = pa.repeat(pa.scalar(False), len(videos))
+        for head in heads:
+            labelled = pc.or_(labelled, has_label(videos[head]))
+        self.labelled += _true(labelled)
+        self.left_out += _true(pc.and_(pc.is_valid(videos["corrected_at"]), pc.invert(labelled)))
+        self.by_split.update(_counts(pc.drop_null(videos["split"])))
+        errors = videos.filter(pc.equal(videos["status"], str(Status.ERROR))).select(
+            ["error_code", "attempts"]
+        )
+        self.ok += len(videos) - len(errors)
+        self.errors += len(errors)
+        self.reasons.update(_counts(errors["error_code"]))
+        self.to_retry += sum(
+            to_retry(code, tried) for code, tried in zip(*errors.to_pydict().values(), strict=True)
+        )
+
     def judge(self, failed: Counter[str], examples: dict[str, str]) -> None:
         """All is done: ``failed`` counts, by code, the objects opened in this run that failed in passing.
 
@@ -122,3 +146,18 @@ class IndexTally:
             UserError: a job of less than a thousand objects had too many of them.
         """
         self._rate.judge(self._seen, failed, examples)
+
+
+def has_label(column: Any) -> Any:
+    """Whether each cell of a label column holds a label."""
+    if pa.types.is_list(column.type):
+        return pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0)
+    return pc.fill_null(pc.not_equal(column, ""), False)
+
+
+def _true(column: Any) -> int:
+    return int(pc.sum(column).as_py() or 0)
+
+
+def _counts(column: Any) -> dict[str, int]:
+    return {one["values"]: one["counts"] for one in pc.value_counts(column).to_pylist()}

@@ -131,7 +131,7 @@ class Record:
         uri = storage.join(record_folder(root), _RECORD)
         try:
             data, etag = storage.read_version(uri, options)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return cls()
         try:
             known = json.loads(data)

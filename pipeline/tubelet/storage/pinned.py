@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -62,28 +63,39 @@ def open_parts(found: Sequence[ObjectInfo], options: StorageOptions) -> ParquetS
         UserError: a newer tubelet wrote it, otherwise than this one can read.
     """
 
-    def opened(info: ObjectInfo) -> pq.ParquetFile:
-        try:
+    def opened(info: ObjectInfo) -> ParquetSource:
+        with _taken_away(info):
             pinned = ObjectOpener(info.uri, info.size_bytes, info.etag, options)()
-        except FileNotFoundError as error:
-            raise ObjectChangedError(f"{info.uri} was replaced since it was found") from error
-        return pq.ParquetFile(pinned, pre_buffer=True)
+            return ParquetSource.of_file(pq.ParquetFile(pinned, pre_buffer=True))
 
-    first = checked(ParquetSource.of_file(opened(found[0])), found[0].uri)
-    if len(found) == 1:
-        return first
+    first = checked(opened(found[0]), found[0].uri)
 
-    def each(columns: list[str]) -> Iterator[pa.Table]:
-        yield first.read(columns)
+    def each() -> Iterator[tuple[ObjectInfo, ParquetSource]]:
+        yield found[0], first
         for info in found[1:]:
-            yield opened(info).read(columns)
+            yield info, opened(info)
+
+    def read(columns: list[str]) -> pa.Table:
+        tables = []
+        for info, source in each():
+            with _taken_away(info):
+                tables.append(source.read(columns))
+        return pa.concat_tables(tables)
 
     def slices(columns: list[str], rows: int) -> Iterator[pa.Table]:
-        yield from first.slices(columns, rows)
-        for info in found[1:]:
-            yield from ParquetSource.of_file(opened(info)).slices(columns, rows)
+        for info, source in each():
+            with _taken_away(info):
+                yield from source.slices(columns, rows)
 
-    return ParquetSource(first.schema, lambda columns: pa.concat_tables(each(columns)), slices)
+    return ParquetSource(first.schema, read, slices)
+
+
+@contextmanager
+def _taken_away(info: ObjectInfo) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ObjectChangedError(f"{info.uri} was replaced since it was found") from error
 
 
 def checked(source: ParquetSource, uri: str) -> ParquetSource:

@@ -21,6 +21,12 @@ Targets = dict[str, npt.NDArray[Any]]
 # What a choice among models needs to know of a video, besides what the decode stage does.
 ABOUT = ("key", "segment", "etag", "uri", "group", "frames", "width", "height")
 
+# Columns of a manifest that training has no use for; the keyframes alone are larger than all it has.
+NOT_NEEDED = frozenset(
+    {"error_code", "error", "attempts", "codec", "rotation", "fps", "vfr", "start_s", "keyframes_s"}
+    | {"path", "duration_s", "corrected_at", "indexed_at"}
+)
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -84,7 +90,8 @@ def _targets(column: pa.ChunkedArray, names: list[str], multilabel: bool) -> npt
     if many and not multilabel:
         raise UserError("a video of this manifest may have several labels: set multilabel=true")
     if not multilabel:
-        return np.array([number[value] for value in column.to_pylist()], np.int64)
+        found = pc.index_in(column, pa.array(names, pa.string()))
+        return np.asarray(found.to_numpy(), np.int64)
     hot = np.zeros((len(column), len(names)), np.uint8)
     for row, value in enumerate(column.to_pylist()):
         for one in value if many else [value]:

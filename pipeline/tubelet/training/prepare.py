@@ -23,7 +23,7 @@ from tubelet.storage import StorageOptions
 from tubelet.storage.lock import LockLostError
 from tubelet.tracking.registry import MODEL_FILE
 from tubelet.training.checkpoint import CheckpointStore
-from tubelet.training.examples import Examples, load_examples
+from tubelet.training.examples import NOT_NEEDED, Examples, load_examples
 from tubelet.training.initial import Init, read_init
 from tubelet.training.recipe import Recipe
 from tubelet.training.request import Request
@@ -115,7 +115,7 @@ def prepare(request: Request) -> Prepared:
     recipe, options = request.recipe, request.options
     record = _check_out(request)
     manifest = _manifest_of(request, record)
-    table = read_manifest(manifest, options=options)
+    table = read_manifest(manifest, without=NOT_NEEDED, options=options)
     examples = load_examples(table, recipe.head_columns, multilabel=recipe.multilabel)
     _check_resume(request, record, examples)
     validation = _validation_examples(request, table, examples)

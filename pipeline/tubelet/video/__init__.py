@@ -6,7 +6,15 @@ decodes in a child process that no file can take down with it.
 
 from tubelet.video.content import Content
 from tubelet.video.decode import Clip, Decoded, decode_clip, decode_views, probe
-from tubelet.video.errors import TRANSIENT, DecodeError, DecoderStartError, ErrorCode, Status, to_retry
+from tubelet.video.errors import (
+    MAX_ATTEMPTS,
+    TRANSIENT,
+    DecodeError,
+    DecoderStartError,
+    ErrorCode,
+    Status,
+    to_retry,
+)
 from tubelet.video.framing import (
     Box,
     Interpolation,
@@ -36,6 +44,7 @@ from tubelet.video.source import Source
 from tubelet.video.views import View, test_views
 
 __all__ = [
+    "MAX_ATTEMPTS",
     "TRANSIENT",
     "AtFps",
     "Box",

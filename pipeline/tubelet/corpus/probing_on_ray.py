@@ -1,0 +1,133 @@
+"""Probe on the nodes of a Ray cluster, by Ray Data; the head, which holds the credentials, opens no video."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from tubelet.cluster import wait_for
+from tubelet.config import UserError
+from tubelet.corpus.earlier import PROBED_COLUMNS
+from tubelet.corpus.manifest import SCHEMA
+from tubelet.corpus.probing import Prober
+from tubelet.storage import StorageOptions
+from tubelet.video import DecoderStartError, Limits
+
+_log = logging.getLogger(__name__)
+
+# Objects of one task: enough that Ray's few milliseconds per task do not count, and little to do again.
+_BLOCK_ROWS = 64
+# Objects whose names are in Ray's memory at once (some 30 MB); between waves the cluster idles for a moment.
+_WAVE_ROWS = 100_000
+# Probing waits for the store half of its time, so two of them share a core.
+_CPUS = 0.5
+# What a decode process that probes an ordinary video takes, with what Ray's own worker does.
+_TASK_BYTES = 512 << 20
+_HEAD = "node:__internal_head__"
+_FAULT = "fault"
+
+_ASKED = pa.schema(
+    [*[SCHEMA.field(n) for n in ("key", "uri", "path", "etag", "size")], pa.field("named", pa.bool_())]
+)
+
+_prober: tuple[Any, Prober] | None = None
+
+
+class RayProber:
+    """As :class:`tubelet.corpus.probing.Prober`, with one object at a time per task on the worker nodes.
+
+    Args:
+        options: how to reach the store.
+        limits: what one object may cost.
+        workers: objects probed at once; None: as many as the cluster has room for.
+
+    Attributes:
+        by_node: objects probed on each node, by its id.
+    """
+
+    def __init__(self, options: StorageOptions, limits: Limits, workers: int | None = None) -> None:
+        self._settings = (options, limits)
+        self._workers = workers
+        self.by_node: Counter[str] = Counter()
+
+    def rows(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """As :meth:`tubelet.corpus.probing.Prober.rows`, in the order in which they are done.
+
+        Raises:
+            DecoderStartError: a node cannot start a decoder.
+            UserError: the store takes the credentials for no object.
+        """
+        source = iter(rows)
+        while wave := list(itertools.islice(source, _WAVE_ROWS)):
+            blocks = [wave[i : i + _BLOCK_ROWS] for i in range(0, len(wave), _BLOCK_ROWS)]
+            yield from self._wave([pa.Table.from_pylist(block, _ASKED) for block in blocks])
+
+    def _wave(self, blocks: list[pa.Table]) -> Iterator[dict[str, Any]]:
+        import ray
+
+        heads = [node["NodeID"] for node in ray.nodes() if _HEAD in node["Resources"]]
+        dataset = ray.data.from_blocks(blocks).map_batches(
+            probe_block,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_args=self._settings,
+            num_cpus=_CPUS,
+            memory=_TASK_BYTES,
+            concurrency=self._workers,
+            label_selector={"ray.io/node-id": f"!in({','.join(heads)})"},
+        )
+        dataset.context.enable_progress_bars = False
+        dataset.context.print_on_execution_start = False
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            for row in table.to_pylist():
+                fault = row.pop(_FAULT)
+                if fault is not None:
+                    raise (UserError if fault.startswith("user:") else DecoderStartError)(fault[5:])
+                self.by_node[row.pop("node")] += 1
+                yield row
+
+
+def cluster_prober(options: StorageOptions, limits: Limits, workers: int | None) -> RayProber | None:
+    """What probes on the cluster that this process is connected to; None where there is none but a head.
+
+    A cluster that has no worker yet, but may get some, is waited for.
+    """
+    import sys
+
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return None
+    wait_for({"CPU": 1.0})
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    others = [resources for resources in alive if _HEAD not in resources and resources.get("CPU")]
+    if not others:
+        return None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    _log.info("probing on %d nodes", len(others))
+    return RayProber(options, limits, workers)
+
+
+def probe_block(block: pa.Table, options: StorageOptions, limits: Limits) -> pa.Table:
+    """The rows with what was found; ``fault`` says what ends the whole job.
+
+    A worker of Ray keeps its decode process from one task to the next.
+    """
+    import ray
+
+    global _prober  # noqa: PLW0603 - as long as the worker lives
+    if _prober is None or _prober[0] != (options, limits):
+        _prober = ((options, limits), Prober(1, options, limits))
+    node = ray.get_runtime_context().get_node_id()
+    found_columns = [SCHEMA.field(name) for name in PROBED_COLUMNS if name != "indexed_at"]
+    schema = pa.schema([*_ASKED, *found_columns, (_FAULT, pa.string()), ("node", pa.string())])
+    try:
+        found = [{**row, "node": node} for row in _prober[1].rows(block.to_pylist())]
+    except (UserError, DecoderStartError) as error:
+        kind = "user:" if isinstance(error, UserError) else "start"
+        found = [{_FAULT: f"{kind}{error}"}]
+    return pa.Table.from_pylist(found, schema)
