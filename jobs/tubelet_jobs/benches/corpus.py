@@ -1,0 +1,201 @@
+"""How the corpus grows: a bucket without bytes is listed, split, written, read, updated and planned.
+
+Each step runs in a process of its own, which tells its time and the most memory that was its own (USS). The
+verdicts on the videos lie there as a run leaves them that was stopped before its last line, so that nothing
+has to be opened.
+
+Example: python -m tubelet_jobs.benches.corpus 100000 1000000
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+_SLICE = 50_000
+_CLASSES = 400
+_KEYFRAMES = 20
+_SAMPLE_S = 0.05
+_CHANGED = 100  # one object of so many changes before the update
+
+
+@contextmanager
+def _watched() -> Iterator[dict[str, float]]:
+    """Time and peak USS of this process meanwhile."""
+    import psutil
+
+    process, stop = psutil.Process(), threading.Event()
+    found: dict[str, float] = {"uss_mb": 0.0}
+
+    def sample() -> None:
+        while not stop.wait(_SAMPLE_S):
+            found["uss_mb"] = max(found["uss_mb"], process.memory_full_info().uss / 1e6)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    wall_s, cpu_s = time.monotonic(), time.process_time()
+    yield found
+    found["wall_s"], found["cpu_s"] = time.monotonic() - wall_s, time.process_time() - cpu_s
+    stop.set()
+    thread.join()
+
+
+def _measured(work: Callable[[str], None], folder: str) -> dict[str, float]:
+    with _watched() as found:
+        work(folder)
+    return {name: round(value, 2) for name, value in found.items()}
+
+
+# ---- the steps
+
+
+def _index(folder: str) -> None:
+    from tubelet.corpus.index import IndexConfig, index_corpus
+
+    update = Path(folder, "manifest").joinpath("_manifest.json").exists()
+    listing = f"{folder}/listing{'2' if update else ''}.parquet"
+    config = IndexConfig(
+        src="s3://bucket", out=f"{folder}/manifest", labels=("folders",), listing=listing, update=update
+    )
+    summary = index_corpus(config)
+    assert summary.probed == 0, f"{summary.probed} objects were opened"
+
+
+def _read(folder: str) -> None:
+    from tubelet.corpus.manifest import read_manifest
+
+    read_manifest(f"{folder}/manifest", without=("keyframes_s",))
+
+
+def _slices(folder: str) -> None:
+    from tubelet.corpus.manifest import ManifestSlices
+
+    for _ in ManifestSlices.open(f"{folder}/manifest"):
+        pass
+
+
+def _plan_training(folder: str) -> None:
+    from tubelet.corpus.manifest import read_manifest
+    from tubelet.training.examples import NOT_NEEDED, load_examples
+    from tubelet.training.plan import Plan
+
+    table = read_manifest(f"{folder}/manifest", without=NOT_NEEDED)
+    examples = load_examples(table, {"label": "label"})
+    Plan(examples.table, 64, 0, None)
+
+
+def _plan_labels(folder: str) -> None:
+    from tubelet.corpus.manifest import ManifestSlices
+    from tubelet.inference.output import OutputFiles
+    from tubelet.inference.plan import make_plan
+    from tubelet.inference.schema import RowShape
+    from tubelet.inference.sink import PredictionSink
+    from tubelet.inference.source import NOT_NEEDED, fingerprint_of
+
+    manifest = ManifestSlices.open(f"{folder}/manifest", without=NOT_NEEDED)
+    fingerprint_of(manifest, folder)
+    files = OutputFiles(f"{folder}/labels")
+    sink = PredictionSink(files, RowShape({"label": _CLASSES}).schema())
+    make_plan(manifest, [sink.published], files, "_plan")
+
+
+_STEPS: dict[str, Callable[[str], None]] = {
+    "list, split, write": _index,
+    "read": _read,
+    "read in slices": _slices,
+    "train planning": _plan_training,
+    "label planning": _plan_labels,
+    "update, 1% changed": _index,
+}
+
+
+def _make(folder: Path, objects: int) -> None:
+    """A listing before and after, and the verdicts on all objects of both."""
+    import pyarrow.parquet as pq
+    from tubelet.corpus.probed import verdict_schema
+
+    from tubelet_jobs.common import say
+
+    say(f"{objects} objects")
+    staging = folder / "manifest" / "_staging"
+    staging.mkdir(parents=True)
+    writers: dict[str, Any] = {}
+    for first in range(0, objects, _SLICE):
+        for name, listing, verdicts in _slice_of(first, min(_SLICE, objects - first)):
+            if name not in writers:
+                writers[name] = pq.ParquetWriter(folder / f"{name}.parquet", listing.schema)
+            writers[name].write_table(listing)
+            target = staging if name == "listing" else folder
+            pq.write_table(verdicts.cast(verdict_schema()), target / f"probed-{name}-{first}.parquet")
+    for writer in writers.values():
+        writer.close()
+
+
+def _slice_of(first: int, count: int) -> Iterator[tuple[str, Any, Any]]:
+    import numpy as np
+    import pyarrow as pa
+    from tubelet.corpus.manifest import key_of
+
+    numbers = range(first, first + count)
+    paths = [f"class-{i % _CLASSES:03d}/video-{i:09d}-of-a-bucket.mp4" for i in numbers]
+    keyframes = pa.array([[2.5 * k for k in range(_KEYFRAMES)]] * count)
+    for name in ("listing", "listing2"):
+        changed = [name == "listing2" and i % _CHANGED == 0 for i in numbers]
+        etags = [f"{i + (1 << 60) * new:032x}" for i, new in zip(numbers, changed, strict=True)]
+        columns = {"uri": [f"s3://bucket/{p}" for p in paths], "size": [1 << 20] * count, "etag": etags}
+        found = {
+            "key": [key_of(path) for path in paths],
+            "etag": etags,
+            "status": ["ok"] * count,
+            "error_code": pa.nulls(count, pa.string()),
+            "error": pa.nulls(count, pa.string()),
+            "codec": ["h264"] * count,
+            "width": np.full(count, 340),
+            "height": np.full(count, 256),
+            "rotation": np.zeros(count, int),
+            "fps": np.full(count, 25.0),
+            "vfr": [False] * count,
+            "frames": np.full(count, 1250),
+            "duration_s": np.full(count, 50.0),
+            "start_s": np.zeros(count),
+            "keyframes_s": keyframes,
+            "indexed_at": pa.nulls(count, pa.timestamp("us")),
+        }
+        verdicts = pa.table(found)
+        if name == "listing2":
+            verdicts = verdicts.filter(pa.array(changed))
+        yield name, pa.table(columns), verdicts
+
+
+def measure(objects: int) -> list[dict[str, Any]]:
+    """The steps for so many objects."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="tubelet-bench-") as name:
+        folder = Path(name)
+        _make(folder, objects)
+        for step, work in _STEPS.items():
+            if step.startswith("update"):
+                staging = folder / "manifest" / "_staging"
+                staging.mkdir(exist_ok=True)
+                for file in folder.glob("probed-*"):
+                    file.rename(staging / file.name)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                found = pool.submit(_measured, work, name).result()
+            rows.append({"bench": "corpus", "step": step, "objects": objects, **found})
+    return rows
+
+
+if __name__ == "__main__":
+    for count in sys.argv[1:]:
+        for row in measure(int(count)):
+            sys.stdout.write(json.dumps(row) + "\n")
+            sys.stdout.flush()
