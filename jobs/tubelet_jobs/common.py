@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -10,13 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tubelet.config import Option, Settings
+from tubelet.config import Option, Settings, UserError
 
 from tubelet_jobs import given_environment
 from tubelet_jobs.environment import forwarded, make_paths_absolute
+from tubelet_jobs.stopping import children, handlers_kept, kill_children
 
 if TYPE_CHECKING:
     from tubelet.inference.output import MadePage, MakePage
+
+_log = logging.getLogger(__name__)
 
 
 class RayOptions(Settings):
@@ -42,6 +46,9 @@ def connect_ray(
     empty folder of ours, without which Ray would put this process's working folder and script folder on their
     path. Local ones inherit the environment; those of a cluster are given what they need of it to reach the
     store and the tracking server, so that a job behaves the same on one machine and on many.
+
+    Raises:
+        UserError: a local Ray did not come up, twice.
     """
     import ray
 
@@ -50,15 +57,54 @@ def connect_ray(
     local = address in (None, "local")
     make_paths_absolute(os.environ)
     with tempfile.TemporaryDirectory(prefix="tubelet-ray-") as folder:
-        ray.init(
-            address=address or "local",
-            num_cpus=num_cpus if local else None,
-            object_store_memory=object_store_memory,
-            log_to_driver=False,
-            logging_level="warning",
-            include_dashboard=False if local else None,
-            runtime_env=_runtime_env(Path(folder), local=local),
-        )
+        given = {
+            "address": address or "local",
+            "num_cpus": num_cpus if local else None,
+            "object_store_memory": object_store_memory,
+            "log_to_driver": False,
+            "logging_level": "warning",
+            "include_dashboard": False if local else None,
+            "runtime_env": _runtime_env(Path(folder), local=local),
+        }
+        with handlers_kept():
+            if local:
+                _start_local(given)
+            else:
+                ray.init(**given)
+
+
+def _start_local(given: Mapping[str, Any]) -> None:
+    """Ray gives its node half a minute to come up, which a busy machine may miss: try once more."""
+    import ray
+
+    before = children()
+    for last in (False, True):
+        try:
+            ray.init(**given)
+        except (ValueError, TypeError):  # of what was asked for: no second try mends it
+            raise
+        except Exception as error:
+            ray.shutdown()
+            kill_children(spared=before)  # Ray forgets what it had started
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if "AF_UNIX path" in reason:
+                raise UserError(
+                    f"the paths of Ray's sockets below {_ray_folder()} are too long: set RAY_TMPDIR to a "
+                    "shorter folder"
+                ) from error
+            if last:
+                raise UserError(
+                    f"Ray did not start on this machine, twice: {reason}\n"
+                    f"run the same command when the machine is less busy; Ray's logs are in {_ray_folder()}"
+                ) from error
+            _log.warning("Ray did not start, trying once more: %s", reason)
+        else:
+            return
+
+
+def _ray_folder() -> str:
+    """Where a local Ray keeps its files."""
+    return str(Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray")
 
 
 def _runtime_env(folder: Path, *, local: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Collection, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -88,6 +89,22 @@ class Signals:
             end(128 + self.number)
 
 
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Who hears signals still does afterwards, whatever is started inside.
+
+    Ray exits on a SIGTERM, and its core tells of it with a trace of native code.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in NUMBERS} if main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
 def _main_thread_id() -> int:
     return threading.main_thread().ident or 0
 
@@ -127,8 +144,7 @@ def _leave_arrow_alone() -> None:
 
 def _exit(status: int) -> NoReturn:
     with contextlib.suppress(BaseException):
-        for child in _children():
-            child.kill()
+        kill_children()
     with contextlib.suppress(BaseException):
         sys.stderr.flush()
     os._exit(status)
@@ -140,7 +156,17 @@ def _shut_down_ray() -> None:
         ray.shutdown()
 
 
-def _children() -> list[psutil.Process]:
+def kill_children(spared: Collection[psutil.Process] = ()) -> None:
+    """Kill what this process has started, but for ``spared``."""
+    import psutil
+
+    for child in children():
+        if child not in spared:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+
+
+def children() -> list[psutil.Process]:
     """What still runs of what this process started; what has a session of its own is meant to outlive it."""
     import psutil
 
