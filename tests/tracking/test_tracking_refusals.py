@@ -45,7 +45,7 @@ def test_a_deleted_experiment_is_refused_at_the_start(database: str) -> None:
     with pytest.raises(UserError, match=r"'deleted' at .* is deleted\n.*--experiment") as caught:
         start(database, "deleted")
     assert f"`mlflow experiments restore --experiment-id {identity}`" in str(caught.value)
-    assert list(_spool_root().iterdir()) == []
+    assert not _spool_root().exists()
     with pytest.raises(UserError, match=r"'deleted' at .* is deleted\n.*--experiment"):
         Tracker.check(database, "deleted")
     Tracker.check(database, "never seen")
@@ -99,7 +99,7 @@ def test_what_is_refused_in_the_middle_is_kept_named_and_sent_on_resume(
     assert again.run_id == tracker.run_id
     assert steps_of(database, tracker.run_id, "loss") == list(range(7))
     assert [f.path for f in mlflow.MlflowClient(database).list_artifacts(tracker.run_id)] == ["notes.txt"]
-    assert list(_spool_root().iterdir()) == []
+    assert not _spool_root().exists()
 
 
 def test_one_bad_record_takes_no_others_along(database: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -158,8 +158,8 @@ def test_a_database_of_another_kind_is_one_line(
 def test_a_spool_that_others_may_write_is_closed_to_them(database: str) -> None:
     _spool_root().mkdir()
     _spool_root().chmod(0o777)
-    start(database, "modes").finish()
-    assert _spool_root().stat().st_mode & 0o777 == 0o700
+    with start(database, "modes"):
+        assert _spool_root().stat().st_mode & 0o777 == 0o700
 
 
 def test_a_spool_of_another_user_is_refused(database: str, monkeypatch: pytest.MonkeyPatch) -> None:

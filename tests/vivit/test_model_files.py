@@ -9,7 +9,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.vivit import randomised
-from tubelet.vivit import PRESETS, ViViT, ViViTConfig, load_model, read_header, save_model
+from tubelet.vivit import (
+    PRESETS,
+    ViViT,
+    ViViTConfig,
+    load_model,
+    model_from_bytes,
+    model_to_bytes,
+    read_header,
+    save_model,
+)
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("tiny")])
@@ -57,3 +66,21 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path: Path) -> None:
     save_file(dict(model.state_dict()), tmp_path / "m.safetensors", metadata=head)
     with pytest.raises(ValueError, match="do not fit its config"):
         load_model(tmp_path / "m.safetensors")
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_built(tmp_path: Path) -> None:
+    model = ViViT(ViViTConfig.preset("tiny-8x2-model1", classes=2))
+    config = json.dumps(model.config.replace(layers=10**6).to_dict())
+    head = {"format": "tubelet-vivit-1", "config": config, "metadata": "{}"}
+    save_file(dict(model.state_dict()), tmp_path / "m.safetensors", metadata=head)
+    with pytest.raises(ValueError, match=r"do not fit its config: \d+ tensors for 1000000 layers"):
+        load_model(tmp_path / "m.safetensors")
+
+
+def test_a_model_travels_as_bytes() -> None:
+    model = ViViT(ViViTConfig.preset("tiny-8x2-model1", classes=2))
+    again = model_from_bytes(model_to_bytes(model))
+    assert again.config == model.config
+    assert not again.training
+    weights = again.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from tubelet.clips import ClipSpec
 from tubelet.config import UserError
@@ -18,7 +15,7 @@ from tubelet.inference.bundle import ModelBundle
 from tubelet.inference.predictor import Job, ModelJob
 from tubelet.inference.schema import EmbeddingType, RowShape
 from tubelet.storage import StorageOptions
-from tubelet.vivit import ViViT, load_model
+from tubelet.vivit import model_from_bytes, model_to_bytes
 
 if TYPE_CHECKING:
     import ray
@@ -103,7 +100,9 @@ def ship(jobs: Sequence[Job], bundles: Sequence[ModelBundle]) -> Callable[[], li
     import ray
 
     bare = [job.without_model() for job in jobs]
-    return _Shipped(bare, [ray.put(_file_bytes(bundle)) for bundle in bundles])
+    return _Shipped(
+        bare, [ray.put(np.frombuffer(model_to_bytes(bundle.model), np.uint8)) for bundle in bundles]
+    )
 
 
 class _Shipped:
@@ -114,21 +113,10 @@ class _Shipped:
         import ray
 
         return [
-            job.with_model(_model_of(ray.get(ref)))
+            # Not by way of a file: a worker that is stopped here would leave it.
+            job.with_model(model_from_bytes(ray.get(ref).tobytes()))
             for job, ref in zip(self._jobs, self._weights, strict=True)
         ]
-
-
-def _file_bytes(bundle: ModelBundle) -> npt.NDArray[np.uint8]:
-    with tempfile.TemporaryDirectory(prefix="tubelet-model-") as folder:
-        return np.frombuffer(bundle.save(folder).read_bytes(), np.uint8)
-
-
-def _model_of(data: npt.NDArray[np.uint8]) -> ViViT:
-    with tempfile.TemporaryDirectory(prefix="tubelet-model-") as folder:
-        path = Path(folder) / "model.safetensors"
-        path.write_bytes(data.tobytes())
-        return load_model(path)[0]
 
 
 def _names(uris: Sequence[str]) -> tuple[str, ...]:

@@ -185,7 +185,14 @@ def remove_sent(folder: Path) -> None:
     if (folder / REFUSED).exists():
         (folder / JOURNAL).unlink(missing_ok=True)
     else:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_spool(folder)
+
+
+def remove_spool(folder: Path) -> None:
+    """Delete a spool, and the folder of all spools where it was the last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,15 @@ from uuid import uuid4
 from tubelet.config import UserError
 from tubelet.storage.errors import local_writes
 from tubelet.tracking import registry
-from tubelet.tracking.spool import REFUSED, Spool, first_line, now_ms, reclaim, remove_sent
+from tubelet.tracking.spool import (
+    REFUSED,
+    Spool,
+    first_line,
+    now_ms,
+    reclaim,
+    remove_sent,
+    remove_spool,
+)
 from tubelet.tracking.store import RunStore
 from tubelet.tracking.system import SystemSampler
 
@@ -267,7 +275,7 @@ class Tracker:
         self._spool.close()
         self._end_watchdog("done")
         if not keep:
-            shutil.rmtree(self._spool.folder, ignore_errors=True)
+            remove_spool(self._spool.folder)
 
     def _put_system(self, values: Mapping[str, float]) -> None:
         self._spool.put({"kind": "system", "values": dict(values), "time_ms": now_ms()})
@@ -336,17 +344,24 @@ def _spool_root() -> Path:
 def _spool_folder(run_id: str | None) -> tuple[Path, dict[str, Any]]:
     """The spool of an earlier process of this run where there is one, else a new folder."""
     root = _spool_root()
-    with local_writes(root):
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_own(root)
+    _make_root(root)
     for path in root.glob("*/state.json") if run_id else ():
         with suppress(ValueError, OSError):
             state = json.loads(path.read_text("utf-8"))
             if run_id in (state.get("run_id"), state.get("key")):
                 return path.parent, state
     folder = root / uuid4().hex
-    folder.mkdir()
+    while not folder.exists():
+        with suppress(FileNotFoundError):  # another job has just removed the empty root
+            _make_root(root)
+            folder.mkdir()
     return folder, {}
+
+
+def _make_root(root: Path) -> None:
+    with local_writes(root):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_own(root)
 
 
 def _check_own(folder: Path) -> None:

@@ -2,7 +2,14 @@
 
 from tubelet.vivit.config import ViViTConfig
 from tubelet.vivit.counting import PRESETS, gmacs, macs_by_part, parameter_count, parameters_by_part
-from tubelet.vivit.files import is_ours, load_model, read_header, save_model
+from tubelet.vivit.files import (
+    is_ours,
+    load_model,
+    model_from_bytes,
+    model_to_bytes,
+    read_header,
+    save_model,
+)
 from tubelet.vivit.huggingface import load_huggingface, save_huggingface
 from tubelet.vivit.initialise import initialise
 from tubelet.vivit.model import ViViT, fold_normalisation
@@ -44,6 +51,8 @@ __all__ = [
     "load_model",
     "load_scenic",
     "macs_by_part",
+    "model_from_bytes",
+    "model_to_bytes",
     "of_huggingface",
     "parameter_count",
     "parameters_by_part",

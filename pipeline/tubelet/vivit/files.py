@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 
 from tubelet._version import SCHEMA_KEY, SCHEMA_VERSION, check_schema_version
 from tubelet.vivit.config import ViViTConfig
@@ -20,21 +20,39 @@ FORMAT = "tubelet-vivit-1"
 
 def save_model(path: str | os.PathLike[str], model: ViViT, metadata: dict[str, Any] | None = None) -> None:
     """Write weights, config and `metadata` (plain JSON values) to `path`; a reader never sees half a file."""
-    # Keys keep their order: that of several label sets says which logits are whose.
-    head = {
-        "format": FORMAT,
-        SCHEMA_KEY: str(SCHEMA_VERSION),
-        "config": json.dumps(model.config.to_dict()),
-        "metadata": json.dumps(metadata or {}),
-    }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     target = Path(path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, part, metadata=head)
+        save_file(_tensors(model), part, metadata=_head(model, metadata or {}))
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def model_to_bytes(model: ViViT) -> bytes:
+    """What `save_model` would write, without metadata."""
+    return save(_tensors(model), metadata=_head(model, {}))
+
+
+def model_from_bytes(data: bytes) -> ViViT:
+    """The model of `model_to_bytes`, in evaluation mode; no file is needed for it."""
+    size = int.from_bytes(data[:8], "little")
+    head = json.loads(data[8 : 8 + size])["__metadata__"]
+    return _built(ViViTConfig.from_dict(json.loads(head["config"])), load(data))
+
+
+def _head(model: ViViT, metadata: dict[str, Any]) -> dict[str, str]:
+    # Keys keep their order: that of several label sets says which logits are whose.
+    return {
+        "format": FORMAT,
+        SCHEMA_KEY: str(SCHEMA_VERSION),
+        "config": json.dumps(model.config.to_dict()),
+        "metadata": json.dumps(metadata),
+    }
+
+
+def _tensors(model: ViViT) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
@@ -60,15 +78,25 @@ def load_model(
         ValueError: The file is not one of ours, or its weights do not fit its config.
     """
     config, metadata = read_header(path)
-    with torch.device("meta"):
-        model = ViViT(config)
     with safe_open(path, framework="pt", device=str(device)) as file:
+        count = len(file.keys())
+        # Each layer has weights of its own: a config that asks for more would be built for hours.
+        if config.layers > count or config.temporal_layers > count:
+            raise ValueError(
+                f"{path}: its weights do not fit its config: {count} tensors for {config.layers} layers"
+            )
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     try:
-        model.load_state_dict(weights, assign=True)
+        return _built(config, weights), metadata
     except RuntimeError as error:
         raise ValueError(f"{path}: its weights do not fit its config: {error}") from error
-    return model.requires_grad_(True).eval(), metadata
+
+
+def _built(config: ViViTConfig, weights: dict[str, torch.Tensor]) -> ViViT:
+    with torch.device("meta"):
+        model = ViViT(config)
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(True).eval()
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[ViViTConfig, dict[str, Any]]:
