@@ -45,14 +45,16 @@ class LabelJob:
             make_page: called at the end; its page is kept with the rows and with the run.
 
         Raises:
-            UserError: a bad input, an output of something else or in use, too many failures.
+            UserError: a bad input, an output of something else or in use, too many failures, an MLflow
+                experiment that cannot be logged to.
         """
         if self.config.export is not None:
             check_target(self.config.export)
+        # First of all: a job that is refused leaves nothing, not the manifest of a bucket either.
+        Tracker.check(self.config.tracking_uri, self.config.experiment)
         with OutputLock(self.out, job="tubelet label", options=self.options) as lock:
             prepared = prepare(self.config, lock.check)
             if prepared.plan.work:
-                Tracker.check(self.config.tracking_uri, self.config.experiment)
                 start_ray()
                 summary = Run(self.config, prepared, make_page).go()
             else:
