@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,35 @@ def test_run_whose_output_was_taken_over_writes_nothing_more(corpus: Corpus, tmp
     assert f"{out} was taken over by " in end["problem"]
     assert store.steps() == [2, 4]
     assert max(steps_of(events)) < STEPS, "it found out at its next checkpoint"
+
+
+def test_full_disk_ends_the_run_at_once_and_it_goes_on(corpus: Corpus, whole: str, tmp_path: Path) -> None:
+    """Waiting for room, and starting the ranks again and again, would mend nothing."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        out = str(disk / "run")
+        store = CheckpointStore(out)
+
+        def fill(step: int) -> None:
+            if step == 5:
+                wait_until(lambda: 4 in store.steps(), 30)
+                with suppress(OSError), (disk / "filler").open("wb") as file:
+                    file.write(bytes(64 << 20))
+
+        events = run_rank(0, 1, corpus.manifest, Run(out, None, SETTINGS, fill))
+        end = end_of(events)
+        assert (end["outcome"], store.steps()) == (Outcome.DISK_FULL, [2, 4])
+        assert len(list((disk / "run/checkpoints").iterdir())) == 2, "nor is there a part of another"
+        assert end["problem"].startswith(f"no room to write {out}/checkpoints/step-0000000")
+        (disk / "filler").unlink()
+        run_rank(0, 1, corpus.manifest, Run(out, None, SETTINGS))
+        assert differing(whole, out, STEPS) == []
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_outage_in_the_last_steps_is_no_finished_run(corpus: Corpus, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_newest_that_is_whole_is_taken(
     assert fetched is not None
     assert fetched[0] == 2
     text = prepare(request(manifest, out)).plan_text()
-    assert "checkpoint step 4 is damaged" in text
+    assert "checkpoint step 4 is not whole" in text
     assert "resumes from step 2" in text
     with caplog.at_level(logging.WARNING):
         bundle = ModelBundle.load(out)
@@ -127,6 +127,12 @@ def test_resumed_from_the_older_one_it_ends_with_the_same_bits(manifest: str, wh
     run_rank(0, 1, manifest, Run(str(out), None, SETTINGS))
     a, b = weights_of(str(whole), 4), weights_of(str(out), 4)
     assert not [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def test_one_without_a_marker_is_told_of(manifest: str, out: Path) -> None:
+    (out / "checkpoints" / "step-00000004" / "COMPLETE").unlink()
+    text = prepare(request(manifest, out)).plan_text()
+    assert "checkpoint step 4 is not whole (there is no COMPLETE): skipped\nresumes from step 2" in text
 
 
 def test_on_a_store_too(out: Path, s3: S3Bucket, tmp_path: Path) -> None:

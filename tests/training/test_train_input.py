@@ -11,6 +11,7 @@ from support.training import RECIPE, write_corpus
 from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.manifest import read_manifest, write_manifest
+from tubelet.storage.errors import DiskFullError
 from tubelet.training.build import initial_model
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.prepare import Prepared, leaves_no_false_start, prepare, write_record
@@ -160,5 +161,10 @@ def test_failure_after_a_checkpoint_keeps_the_run(manifest: str, tmp_path: Path)
     CheckpointStore(prepared.request.out).publish(2, tmp_path / "files")
     with pytest.raises(UserError, match="the store is gone"):
         false_start(prepared, UserError("the store is gone"))
+    full = DiskFullError(
+        "no room to write /a (No space left): free some on that disk, then run the same again"
+    )
+    with pytest.raises(DiskFullError, match=r"^no room .* left\): free some .* from step 2 with --resume$"):
+        false_start(prepared, full)
     with pytest.raises(UserError, match="add --resume"):
         prepare(request(manifest, tmp_path / "out"))

@@ -7,17 +7,21 @@ raw weights) and ``told.json`` (the figures since the checkpoint before). Nothin
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tubelet import storage
+from tubelet.config import UserError
 from tubelet.inference.integrity import MARKER, marker_of, what_is_torn
 from tubelet.storage import StorageOptions, with_retries
+from tubelet.storage.errors import DiskFullError
 from tubelet.storage.lock import Claim, LockLostError
 
 _NAME = re.compile(r"step-(\d{8,})")
@@ -52,14 +56,13 @@ class CheckpointStore:
         return self.newest_and_torn()[0]
 
     def newest_and_torn(self) -> tuple[int | None, dict[int, str]]:
-        """Step of the newest whole checkpoint, and what is wrong with later ones that have a marker."""
+        """Step of the newest whole checkpoint, and what is wrong with later ones."""
         torn: dict[int, str] = {}
         for step in reversed(self._all_steps()):
             reason = what_is_torn(self.uri(step), self.options)
             if reason is None:
                 return step, torn
-            if storage.exists(storage.join(self.uri(step), MARKER), self.options):
-                torn[step] = reason
+            torn[step] = reason
         return None, torn
 
     def is_complete(self, step: int) -> bool:
@@ -112,6 +115,10 @@ class CheckpointStore:
             if later > step:
                 self._delete(later)
 
+    def withdraw(self, step: int) -> None:
+        """Delete what there is of the checkpoint of ``step``."""
+        self._delete(step)
+
     def _check_owner(self) -> None:
         if self.claim is not None:
             self.claim.check()
@@ -139,11 +146,12 @@ class CheckpointWriter:
 
     ``save`` blocks only for the copy to local disk, and for the upload before this one. An upload that
     failed for good is reported by the next call, so that a run does not go on for days without a
-    checkpoint.
+    checkpoint. A full disk is no such failure: neither waiting nor another start of the ranks mends it.
 
     Attributes:
         retries: failures that were tried again.
         lost: who has taken the output over, '' while nobody has; from then on nothing is written.
+        full: which disk is full, '' while none is; likewise.
     """
 
     def __init__(
@@ -157,7 +165,7 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self.retries = 0
-        self.lost = ""
+        self.lost = self.full = ""
 
     def save(self, step: int, write: Callable[[Path], None], *, keep: Collection[int] = ()) -> None:
         """``write`` puts files into an empty local folder; they are published while training goes on.
@@ -169,9 +177,14 @@ class CheckpointWriter:
         try:
             write(folder)
             self.wait()
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise
+            if not _has_no_room(error):
+                raise
+            self.full = f"no room to write {folder} (No space left on device)"
+        if self.lost or self.full:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
         self._pending = self._pool.submit(self._publish, step, folder, keep)
 
     def wait(self) -> None:
@@ -195,7 +208,9 @@ class CheckpointWriter:
         try:
             with_retries(
                 lambda: self._store.publish(step, folder, keep=keep),
-                retry_on=lambda error: isinstance(error, Exception) and not isinstance(error, LockLostError),
+                retry_on=lambda error: (
+                    isinstance(error, Exception) and not isinstance(error, (LockLostError, DiskFullError))
+                ),
                 patience_s=self._patience_s,
                 first_pause_s=self._pauses_s[0],
                 most_pause_s=self._pauses_s[1],
@@ -203,6 +218,10 @@ class CheckpointWriter:
             )
         except LockLostError as error:  # no failure of a rank, which Ray Train would start anew
             self.lost = str(error)
+        except DiskFullError as error:
+            self.full = str(error)
+            with suppress(OSError, UserError):
+                self._store.withdraw(step)
         except Exception as error:
             raise OSError(f"cannot write the checkpoint of step {step}: {error}") from error
         finally:
@@ -211,3 +230,8 @@ class CheckpointWriter:
     def _count(self, error: BaseException) -> None:
         del error
         self.retries += 1
+
+
+def _has_no_room(error: BaseException) -> bool:
+    """Whether a local disk is full; safetensors says so in words only."""
+    return "No space left" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)

@@ -22,6 +22,7 @@ from ray.train.torch import TorchTrainer
 from tubelet import storage
 from tubelet.inference.bundle import ModelBundle
 from tubelet.progress import ProgressLine
+from tubelet.storage.errors import DiskFullError
 from tubelet.storage.lock import LockLostError, OutputLock
 from tubelet.tracking import Tracker
 from tubelet.training.build import make_job
@@ -329,6 +330,8 @@ def _raise_outcome(prepared: Prepared, progress: Progress) -> None:
     store = CheckpointStore(storage.normalise_uri(request.out), request.options)
     if progress.outcome == Outcome.TAKEN_OVER:
         raise LockLostError(progress.problem)
+    if progress.outcome == Outcome.DISK_FULL:
+        raise DiskFullError(progress.problem)
     if progress.outcome == Outcome.TOO_MANY_ERRORS:
         limit = recipe.max_error_rate
         raise too_many_errors(*progress.judged, limit, progress.reasons, store.newest() or 0)

@@ -27,6 +27,8 @@ class Outcome(StrEnum):
     DIVERGED = "diverged"
     TAKEN_OVER = "taken over"
     """Another job has the output now: whatever this one wrote would harm that one."""
+    DISK_FULL = "disk full"
+    """No checkpoint can be written any more."""
 
     @property
     def is_sound(self) -> bool:

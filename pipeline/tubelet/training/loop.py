@@ -74,7 +74,7 @@ class Totals:
     decode_s: float = 0.0
     stop: float = 0.0
     look_for_preemption: float = 0.0
-    taken_over: float = 0.0
+    writes_no_more: float = 0.0
 
     def reduced(self, sums: Tensor) -> Tensor:
         """Global sums, float64 on the device; ``sums`` are this rank's first three fields."""
@@ -144,6 +144,8 @@ class Rank:
             self.writer.close()
             if self.writer.lost:
                 outcome, self.health.problem = Outcome.TAKEN_OVER, self.writer.lost
+            elif self.writer.full:
+                outcome, self.health.problem = Outcome.DISK_FULL, self.writer.full
         if outcome is Outcome.TOO_MANY_ERRORS:
             self._withdraw()
         self._send(
@@ -250,7 +252,8 @@ class Rank:
             return
         local.stop = float(bool(self.events.stop_reason))
         told = self.events.stop_reason == Outcome.TAKEN_OVER
-        local.taken_over = float(told or bool(self.writer and self.writer.lost))
+        ended = self.writer and (self.writer.lost or self.writer.full)
+        local.writes_no_more = float(told or bool(ended))
         if self.job.watch_nodes and time.monotonic() - self._asked_s > PREEMPTION_EVERY_S:
             local.look_for_preemption = 1.0
             self._asked_s = time.monotonic()
@@ -261,7 +264,7 @@ class Rank:
             return Outcome.DONE
         totals = Totals(*pending.totals.tolist())
         step = pending.step + 1
-        if totals.taken_over:
+        if totals.writes_no_more:
             return Outcome.TAKEN_OVER
         if totals.look_for_preemption and ray.train.get_preemption_info() is not None:
             # Ray Train will start the ranks anew elsewhere, and counts no failure.

@@ -20,6 +20,7 @@ from tubelet.corpus.selection import select
 from tubelet.corpus.versions import pinned_uri, split_version
 from tubelet.inference.bundle import ModelBundle
 from tubelet.storage import StorageOptions
+from tubelet.storage.errors import DiskFullError
 from tubelet.storage.lock import LockLostError
 from tubelet.tracking.registry import MODEL_FILE
 from tubelet.training.checkpoint import CheckpointStore
@@ -50,7 +51,7 @@ class Prepared:
     start: int = 0
     """Step of the checkpoint that the run goes on from."""
     torn: Mapping[int, str] = field(default_factory=dict)
-    """Later checkpoints that are damaged, with the reasons."""
+    """Later checkpoints that are not whole, with the reasons."""
     manifest: str = ""
     """The version of the manifest that is read, which can be read again."""
 
@@ -59,7 +60,7 @@ class Prepared:
         recipe = self.request.recipe
         classes = ", ".join(f"{len(names)} classes of {head}" for head, names in self.examples.labels.items())
         where = "the start" if not self.start else f"step {self.start}"
-        lines = [f"checkpoint step {s} is damaged ({why}): skipped" for s, why in self.torn.items()]
+        lines = [f"checkpoint step {s} is not whole ({why}): skipped" for s, why in self.torn.items()]
         if self.record is not None:
             lines.append(f"resumes from {where}")
         if self.validation is None:
@@ -263,14 +264,23 @@ def leaves_no_false_start(prepared: Prepared) -> Iterator[None]:
     """Takes back what a run has put into its new output, where it fails inside before any checkpoint.
 
     Else the same command, with its mistake mended, would be refused because the output exists.
+
+    Raises:
+        DiskFullError: as inside; where there is a checkpoint, the way on is told.
     """
     try:
         yield
     except LockLostError:
         raise  # what is there is another job's
-    except BaseException:
+    except BaseException as error:
         request = prepared.request
         store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+        newest = None if storage.is_remote(store.out) else max(store.steps(), default=None)
+        if isinstance(error, DiskFullError) and newest is not None:
+            where = str(error).partition(":")[0]
+            raise DiskFullError(
+                f"{where}: free some on that disk, then go on from step {newest} with --resume"
+            ) from error
         if not request.resume and not store.steps():
             # The store may be what failed; the error to show is the first one.
             with suppress(Exception):
