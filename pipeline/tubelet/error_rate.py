@@ -24,22 +24,28 @@ class ErrorWindow:
     Attributes:
         rows: how many the window holds; more than ``size`` by a part of the oldest batch.
         failed: how many of them failed.
+        reasons: of those that failed, by code, as far as codes were given.
     """
 
     def __init__(self, size: int = WINDOW) -> None:
         self._size = size
-        self._batches: deque[tuple[int, int]] = deque()  # rows, failed
+        self._batches: deque[tuple[int, int, str | None]] = deque()  # rows, failed, the code of these
         self.rows = self.failed = 0
+        self.reasons: Counter[str] = Counter()
 
-    def add(self, rows: int, failed: int) -> None:
+    def add(self, rows: int, failed: int, code: str | None = None) -> None:
         """Count a batch; those that are no longer needed to fill the window go."""
-        self._batches.append((rows, failed))
+        self._batches.append((rows, failed, code))
+        self._count(rows, failed, code)
+        while self.rows - self._batches[0][0] >= self._size:
+            old, old_failed, old_code = self._batches.popleft()
+            self._count(-old, -old_failed, old_code)
+
+    def _count(self, rows: int, failed: int, code: str | None) -> None:
         self.rows += rows
         self.failed += failed
-        while self.rows - self._batches[0][0] >= self._size:
-            old, old_failed = self._batches.popleft()
-            self.rows -= old
-            self.failed -= old_failed
+        if code is not None:
+            self.reasons[code] += failed
 
     def exceeds(self, rate: float) -> bool:
         """Whether more than a share ``rate`` of the rows failed."""
@@ -57,9 +63,13 @@ class ErrorRate:
 
     def __init__(self, maximum: float, advice: str, *, at_least: int = _AT_LEAST) -> None:
         self.maximum, self._advice, self._at_least = maximum, advice, at_least
-        self.reasons: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self._window = ErrorWindow()
+
+    @property
+    def reasons(self) -> Mapping[str, int]:
+        """Failures among the last thousand rows, by code."""
+        return +self._window.reasons
 
     def see(self, code: str | None, reason: str | None = None) -> None:
         """One more row; ``code`` is None where it is well.
@@ -67,9 +77,8 @@ class ErrorRate:
         Raises:
             UserError: more than the allowed share of the last thousand failed.
         """
-        self._window.add(1, int(code is not None))
+        self._window.add(1, int(code is not None), code)
         if code is not None:
-            self.reasons[code] += 1
             self.examples.setdefault(code, reason or "")
         self._judge_window()
 

@@ -237,6 +237,16 @@ def test_guard_looks_at_the_last_thousand_only() -> None:
         guard.see("crash" if i % 1000 < 200 else None)
 
 
+def test_guard_names_the_reasons_of_the_last_thousand_only() -> None:
+    guard = ErrorRate(0.2, "mend it")
+    for i in range(5000):
+        guard.see("crash" if i % 1000 < 200 else None)
+    for _ in range(200):
+        guard.see("io_error", "gone")  # one for each crash that leaves the window
+    with pytest.raises(UserError, match=r"^201 of the last 1000 [^:]*: 201 io_error \(gone\)\.\n"):
+        guard.see("io_error", "gone")
+
+
 def test_guard_judges_a_small_job_at_its_end() -> None:
     guard = ErrorRate(0.2, "mend it")
     guard.judge(10, {"crash": 2}, {})

@@ -22,9 +22,9 @@ class Reasons:
         self._codes.append(code)
         self._examples[code] = f"{uri}: {error.splitlines()[0] if error else 'no message'}"
 
-    def commonest(self) -> str:
-        """The commonest codes with their numbers, and an example of each."""
-        return commonest(Counter(self._codes), self._examples)
+    def commonest(self, last: int) -> str:
+        """The commonest codes of the ``last`` failures with their numbers, and an example of each."""
+        return commonest(Counter([*self._codes][-last:]), self._examples)
 
     @property
     def is_outage(self) -> bool:
@@ -35,7 +35,8 @@ class Reasons:
 
 def too_many_errors(failed: int, clips: int, limit: float, reasons: Reasons, resumes_at: int) -> UserError:
     """The error of a run that too many clips failed in."""
-    head = f"{failed} of the last {clips} clips failed (max_error_rate={limit:g}): {reasons.commonest()}.\n"
+    told = reasons.commonest(failed)
+    head = f"{failed} of the last {clips} clips failed (max_error_rate={limit:g}): {told}.\n"
     if reasons.is_outage:
         advice = "This is no fault of the files: mend the store, the network or the machine"
     else:
