@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,8 @@ def test_table_of_another_tool_is_accepted(tmp_path: Path) -> None:
         ({"status": ["fine"] * 8}, "status is 'fine' in some rows; it may be ok, error, gone"),
         ({"key": ["same"] * 8}, "1 keys stand there twice, for example same"),
         ({"uri": [None] * 8}, "8 rows have no uri"),
+        ({"clip_start_s": [-5.0, None, math.nan, 1.0, *[None] * 4]}, f"1 rows .* {key_of('0.mp4')}"),
+        ({"clip_end_s": [None, -math.inf, math.nan, 1.0, *[None] * 4]}, f"1 rows .* {key_of('1.mp4')}"),
     ],
 )
 def test_rows_that_break_the_rules(tmp_path: Path, columns: dict[str, Any], said: str) -> None:
@@ -145,6 +148,17 @@ def test_rows_that_break_the_rules(tmp_path: Path, columns: dict[str, Any], said
         read_manifest(tmp_path / "m.parquet")
     with pytest.raises(UserError, match=said):
         write_manifest(_table(**columns), tmp_path / "other")
+
+
+def test_flipped_bytes_are_said_to_be_damage(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    pq.write_table(_table(), path, compression="none")
+    data = bytearray(path.read_bytes())
+    data[4:40] = b"\xff" * 36  # the header of the first page
+    path.write_bytes(data)
+    for read in (lambda: read_manifest(path), lambda: list(ManifestSlices.open(path))):
+        with pytest.raises(UserError, match=r"m\.parquet is damaged: .*\nmake it again with `tubelet index`"):
+            read()
 
 
 def _numbered(count: int) -> pa.Table:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,9 +152,27 @@ def _read(
     source = _open(root, options)
     present = [name for name in _columns(source, root) if name in REQUIRED or name not in without]
     wanted = present if columns is None else [name for name in present if name in columns]
-    table = _conform(source.read(wanted), root)
+    with _damage_named(root):
+        table = source.read(wanted)
+    table = _conform(table, root)
     check_manifest(table, root)
     return table
+
+
+@contextmanager
+def _damage_named(root: str) -> Iterator[None]:
+    """What Arrow says of data that is cut or flipped: an error without a number, unlike those of the system.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise UserError(f"{root} is damaged: {reason}\nmake it again with `tubelet index`") from error
 
 
 @dataclass(frozen=True)
@@ -188,7 +207,12 @@ class ManifestSlices:
         present = _columns(self._source, self.root)
         wanted = [name for name in present if name not in self._without]
         seen: list[Any] = []
-        for rows in self._source.slices(wanted, _SLICE_ROWS):
+        slices = iter(self._source.slices(wanted, _SLICE_ROWS))
+        while True:
+            with _damage_named(self.root):
+                rows = next(slices, None)
+            if rows is None:
+                break
             table = _conform(rows, self.root)
             check_manifest(table, self.root)
             seen.append(digests(table["key"], table["segment"]))
@@ -293,7 +317,8 @@ def check_manifest(table: pa.Table, name: str) -> None:
     """Check the rules of the rows, as far as the columns are there.
 
     Raises:
-        UserError: an empty key or URI, a status that does not exist, two rows with one (key, segment).
+        UserError: an empty key or URI, a status that does not exist, two rows with one (key, segment), a clip
+            that cannot be.
     """
     present = set(table.column_names)
     for column in ("key", "uri", "status"):
@@ -307,6 +332,21 @@ def check_manifest(table: pa.Table, name: str) -> None:
             )
     if {"key", "segment"} <= present:
         _check_unique(table.select(["key", "segment"]), name)
+    if {"key", "clip_start_s", "clip_end_s"} <= present:
+        _check_clips(table, name)
+
+
+def _check_clips(table: pa.Table, name: str) -> None:
+    """A clip begins at 0 or later, and ends no earlier; NaN, as other tools write it, is none."""
+    start = pc.fill_null(table["clip_start_s"], 0.0)
+    start = pc.if_else(pc.is_nan(start), 0.0, start)
+    backwards = pc.fill_null(pc.less(table["clip_end_s"], start), False)  # False of NaN, too
+    odd = table["key"].filter(pc.or_(pc.or_(pc.less(start, 0.0), pc.is_inf(start)), backwards))
+    if len(odd):
+        raise UserError(
+            f"{name}: the clips (clip_start_s, clip_end_s) of {len(odd)} rows cannot be, for example that of "
+            f"the key {odd[0]}"
+        )
 
 
 def _check_unique(identity: pa.Table, name: str) -> None:

@@ -104,7 +104,8 @@ class StripMaker:
         except DecodeError as error:
             return Strip(None, f"No frames: {error.message}")
         except Exception as error:  # one picture less is no reason to be without the page
-            _log.warning("no picture of %s", request.uri, exc_info=True)
+            _log.warning("no picture of %s: %s", request.uri, error)
+            _log.debug("no picture", exc_info=True)
             return Strip(None, f"No picture: {error}")
         finally:
             self._sandboxes.put(sandbox)

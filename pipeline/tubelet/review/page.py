@@ -249,7 +249,7 @@ def _inline(strip: Strip) -> dict[str, Any]:
 
 def _link(uri: str, lifetime_s: int | None, options: StorageOptions) -> str | None:
     if not storage.is_remote(uri):
-        return Path(uri).as_uri()
+        return Path(uri).absolute().as_uri()
     return None if lifetime_s is None else storage.signed_url(uri, lifetime_s, options)
 
 
