@@ -253,12 +253,19 @@ def test_a_job_left_to_itself_is_stopped_by_its_name(head: Head, s3: S3Bucket, m
     assert "has ended already" in _tubelet(head, "jobs", "stop", first).err
 
 
-def test_ctrl_c_stops_the_job(head: Head, s3: S3Bucket, many: str) -> None:
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=lambda number: number.name,
+)
+def test_signal_stops_the_job(
+    head: Head, s3: S3Bucket, many: str, tmp_path: Path, number: signal.Signals
+) -> None:
     job = ["index", many, "--out", f"{s3.uri}/m", "--workers", "1"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     process = subprocess.Popen(
         [BIN / "tubelet", "submit", "--address", head.address, "--", *job],
-        env={**env, "RAY_AUTH_TOKEN": head.token},
+        env={**env, "RAY_AUTH_TOKEN": head.token, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -270,11 +277,18 @@ def test_ctrl_c_stops_the_job(head: Head, s3: S3Bucket, many: str) -> None:
             job_id = line.split()[1].rstrip(":")
         if line.startswith("listing"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err  # as a shell tells an interrupt
+    assert process.returncode == 128 + number, err  # as a shell tells a signal
+    assert [line for line in err.splitlines() if line.startswith("error:")] == [
+        f"error: stopped by {number.name}"
+    ]
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
     assert _client(head).get_job_status(job_id) == "STOPPED"
+    # The job there ended as any does: what it found is kept for the same command, nobody holds the output.
     assert not storage.exists(f"{s3.uri}/m/part-00000.parquet")
+    assert not storage.list_names(f"{s3.uri}/m/_lock")
 
 
 @pytest.mark.parametrize(("token", "said"), [("wrong-token", "refuses this token"), ("", "asks for a token")])
