@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import re
 import shlex
 import shutil
@@ -14,19 +13,17 @@ from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import kubernetes_validate
 import pytest
 import ray
 import yaml
 from support import SHARED
-from support.cluster import kubectl, made_secrets
+from support.cluster import dashboard_queries, kubectl, made_secrets
+from support.manifests import Document, crd_faults, faults, own_faults
 from tubelet._version import __version__
 from tubelet_jobs.remote.plan import plan_job
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERAY = ROOT / "cluster/kuberay"
-KUBERNETES = "1.37"
 # Whatever is neither a list of files nor a patch is complete and valid alone.
 FILES = sorted(
     path.relative_to(KUBERAY).as_posix()
@@ -35,8 +32,6 @@ FILES = sorted(
 )
 JOBS = ["jobs/train.yaml", "jobs/label.yaml", "overlays/production/nightly-label.yaml"]
 RAY_FILES = ["base/raycluster.yaml", *JOBS]
-
-Document = dict[str, Any]
 
 
 def _documents(name: str) -> list[Document]:
@@ -73,125 +68,6 @@ def _all() -> list[Document]:
     return [document for name in FILES for document in _documents(name)]
 
 
-# --- What is wrong with a document
-
-
-def _faults(document: Document) -> list[str]:
-    """What a cluster would refuse, and what it would drop without a word."""
-    known = document.get("apiVersion") == "ray.io/v1" and document["kind"] in _FIELDS
-    return _own_faults(document) + (list(_crd_faults(document)) if known else [])
-
-
-def _own_faults(document: Document) -> list[str]:
-    """Without KubeRay's definitions, which take seconds."""
-    if document.get("apiVersion") == "ray.io/v1":
-        return list(_ray_faults(document))
-    try:
-        kubernetes_validate.validate(document, KUBERNETES, strict=True)
-    except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
-        return [str(error).splitlines()[0]]
-    return []
-
-
-# The fields of KubeRay's resources that are used here. Its own definitions lie beside some checkouts only.
-_CLUSTER_FIELDS = {
-    "rayVersion": str,
-    "authOptions": {"mode": str},
-    "enableInTreeAutoscaling": bool,
-    "autoscalerOptions": {"version": str, "upscalingMode": str, "idleTimeoutSeconds": int},
-    "headGroupSpec": {"rayStartParams": dict, "template": "pod"},
-    "workerGroupSpecs": [
-        {
-            "groupName": str,
-            "replicas": int,
-            "minReplicas": int,
-            "maxReplicas": int,
-            "rayStartParams": dict,
-            "template": "pod",
-        }
-    ],
-}
-_JOB_FIELDS = {
-    "entrypoint": str,
-    "submissionMode": str,
-    "backoffLimit": int,
-    "activeDeadlineSeconds": int,
-    "shutdownAfterJobFinishes": bool,
-    "ttlSecondsAfterFinished": int,
-    "rayClusterSpec": _CLUSTER_FIELDS,
-}
-_FIELDS: dict[str, Any] = {
-    "RayCluster": _CLUSTER_FIELDS,
-    "RayJob": _JOB_FIELDS,
-    "RayCronJob": {"schedule": str, "timeZone": str, "jobTemplate": _JOB_FIELDS},
-}
-
-
-def _ray_faults(document: Document) -> Iterator[str]:
-    if set(document) != {"apiVersion", "kind", "metadata", "spec"}:
-        yield f"fields {sorted(document)}"
-    elif document["kind"] not in _FIELDS:
-        yield f"kind {document['kind']}"
-    else:
-        yield from _own_faults({"apiVersion": "v1", "kind": "PodTemplate", "metadata": document["metadata"]})
-        yield from _misfits(document["spec"], _FIELDS[document["kind"]], "spec")
-
-
-def _misfits(value: Any, wanted: Any, path: str) -> Iterator[str]:
-    if wanted == "pod":
-        metadata = {"name": "of-a-group"}
-        for fault in _own_faults(
-            {"apiVersion": "v1", "kind": "PodTemplate", "metadata": metadata, "template": value}
-        ):
-            yield f"{path}: {fault}"
-    elif isinstance(wanted, list):
-        for number, item in enumerate(value):
-            yield from _misfits(item, wanted[0], f"{path}[{number}]")
-    elif isinstance(wanted, dict):
-        yield from (f"{path}.{name} is unknown" for name in value.keys() - wanted.keys())
-        for name in value.keys() & wanted.keys():
-            yield from _misfits(value[name], wanted[name], f"{path}.{name}")
-    elif not isinstance(value, wanted):
-        yield f"{path} is no {wanted.__name__}"
-
-
-@functools.cache
-def _crd(kind: str) -> Document | None:
-    file = SHARED / "schemas" / f"ray.io_{kind.lower()}s.yaml"
-    if not file.is_file():
-        return None
-    document = yaml.load(file.read_bytes(), Loader=yaml.CSafeLoader)  # 1 MB: minutes without the C loader
-    version = next(v for v in document["spec"]["versions"] if v["name"] == "v1")
-    schema: Document = version["schema"]["openAPIV3Schema"]
-    return schema
-
-
-def _crd_faults(document: Document) -> Iterator[str]:
-    """By KubeRay's own definitions, where they lie beside the checkout."""
-    schema = _crd(document["kind"])
-    if schema is not None:
-        yield from (error.message for error in jsonschema.Draft7Validator(schema).iter_errors(document))
-        body = {"spec": document.get("spec", {})}
-        yield from _unknown(body, {"properties": {"spec": schema["properties"]["spec"]}})
-
-
-def _unknown(value: Any, schema: Document, path: str = "") -> Iterator[str]:
-    """Fields that an OpenAPI schema does not name: a server would drop them without a word."""
-    if isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from _unknown(item, schema.get("items", {}), f"{path}[{number}]")
-    if not isinstance(value, dict) or schema.get("x-kubernetes-preserve-unknown-fields"):
-        return
-    named, extra = schema.get("properties"), schema.get("additionalProperties")
-    for key, item in value.items():
-        if named and key in named:
-            yield from _unknown(item, named[key], f"{path}.{key}")
-        elif isinstance(extra, dict):
-            yield from _unknown(item, extra, f"{path}.{key}")
-        elif not extra and (named or path):
-            yield f"{path}.{key}"
-
-
 # --- Each file
 
 
@@ -200,7 +76,7 @@ def test_file_is_complete_and_valid_alone(name: str) -> None:
     documents = _documents(name)
     assert documents
     for document in documents:
-        assert _faults(document) == []
+        assert faults(document) == []
         namespace = document["metadata"].get("namespace")
         assert namespace == (None if document["kind"] == "Namespace" else "tubelet")
 
@@ -253,7 +129,7 @@ def _mutants() -> Iterator[tuple[str, Document, str]]:
 def test_a_field_that_is_misspelt_is_found(every: int) -> None:
     mutants = list(_mutants())
     assert len(mutants) > 300
-    unseen = [f"{name}: {path}" for name, mutant, path in mutants[::every] if not _own_faults(mutant)]
+    unseen = [f"{name}: {path}" for name, mutant, path in mutants[::every] if not own_faults(mutant)]
     assert unseen == []
 
 
@@ -276,7 +152,7 @@ def test_a_value_of_another_type_is_found(name: str, path: list[Any], value: Any
     for part in path[:-1]:
         place = place[part]
     place[path[-1]] = value
-    assert _faults(document)
+    assert faults(document)
 
 
 @pytest.mark.skipif(
@@ -286,10 +162,10 @@ def test_a_value_of_another_type_is_found(name: str, path: list[Any], value: Any
 def test_kuberays_own_definitions_are_asked(name: str) -> None:
     """They let unknown fields pass, so those are looked for; and they know which values a field takes."""
     document = _ray(name)
-    assert list(_crd_faults(document)) == []
+    assert list(crd_faults(document)) == []
     spec = document["spec"].get("jobTemplate", document["spec"])
     spec.get("rayClusterSpec", spec)["authOptions"]["mode"] = "password"
-    assert list(_crd_faults(document))
+    assert list(crd_faults(document))
 
 
 # --- The overlays
@@ -314,7 +190,7 @@ def _overlay(name: str) -> dict[tuple[str, str], Document]:
 @pytest.mark.parametrize("overlay", ["small", "production"])
 def test_overlay_renders_to_what_is_valid(overlay: str) -> None:
     documents = _overlay(overlay)
-    assert [fault for document in documents.values() for fault in _faults(document)] == []
+    assert [fault for document in documents.values() for fault in faults(document)] == []
     assert {("RayCluster", "tubelet"), ("Deployment", "mlflow"), ("Namespace", "tubelet")} <= set(documents)
     # Each pod finds the configuration, the account and the service that it names.
     accounts = {name for kind, name in documents if kind == "ServiceAccount"}
@@ -577,19 +453,6 @@ METRICS = {
     "tubelet_decode_utilisation",
     "tubelet_gpu_utilisation",
 }
-
-
-def dashboard_queries() -> dict[str, str]:
-    """What the dashboard asks, by the titles of its panels and their legends, for an interval of a minute."""
-    (document,) = _documents("base/grafana-dashboard.yaml")
-    panels = json.loads(document["data"]["tubelet.json"])["panels"]
-    return {
-        f"{panel['title']} {target['refId']}": target["expr"]
-        .replace("$__rate_interval", "1m")
-        .replace("$cluster", ".*")
-        for panel in panels
-        for target in panel["targets"]
-    }
 
 
 def test_dashboard_asks_for_all_of_our_figures() -> None:

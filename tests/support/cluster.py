@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import ray
 import yaml
+from ray.cluster_utils import Cluster
 
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
+
+
+@contextmanager
+def ray_head(cpus: int, **system_config: Any) -> Iterator[Cluster]:
+    """A Ray cluster of its own with only a head so far; this process is connected to it.
+
+    Sockets want a short path, so it does not live below a test's own folder.
+    """
+    ray.shutdown()
+    with TemporaryDirectory(prefix="tr", ignore_cleanup_errors=True) as folder:
+        args = {"num_cpus": cpus, "temp_dir": folder, "object_store_memory": 300 << 20}
+        args["_system_config"] = system_config
+        made = Cluster(initialize_head=True, connect=True, head_node_args=args)
+        try:
+            yield made
+        finally:
+            ray.shutdown()
+            made.shutdown()
 
 
 def kubectl() -> str:
@@ -51,3 +75,16 @@ def server_of(manifest: str) -> dict[str, Any]:
     (container,) = pod["spec"]["containers"]
     found: dict[str, Any] = container
     return found
+
+
+def dashboard_queries() -> dict[str, str]:
+    """What the dashboard asks, by the titles of its panels and their legends, for an interval of a minute."""
+    file = CLUSTER / "kuberay/base/grafana-dashboard.yaml"
+    panels = json.loads(yaml.safe_load(file.read_text("utf-8"))["data"]["tubelet.json"])["panels"]
+    return {
+        f"{panel['title']} {target['refId']}": target["expr"]
+        .replace("$__rate_interval", "1m")
+        .replace("$cluster", ".*")
+        for panel in panels
+        for target in panel["targets"]
+    }
