@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -224,3 +225,15 @@ def test_works_in_a_ray_task(ray_cluster: None, video: Path) -> None:
             return box.probe(path).frames, box.decode_views(path, VIEWS).clips[0].frames.shape
 
     assert ray.get(task.remote()) == (60, (8, 48, 48, 3))
+
+
+@pytest.mark.parametrize("opener", [False, True])
+def test_bytes_that_were_read_are_counted(video: Path, opener: bool) -> None:
+    """By FFmpeg through a descriptor, or by calls: about those of the file."""
+    data = video.read_bytes()
+    source = partial(io.BytesIO, data) if opener else video
+    with Sandbox() as box:
+        box.decode_views(source, VIEWS)  # modules that a new child reads late are counted with it
+        before = box.bytes_read
+        box.decode_views(source, VIEWS)
+        assert len(data) / 2 < box.bytes_read - before < 8 * len(data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from tubelet.clips.draws import generator
 from tubelet.clips.spec import ClipSpec, TrainCrop
 from tubelet.clips.tubelets import Uint8, write_tubelets
 from tubelet.config import UserError
+from tubelet.metrics import DECODE_UTILISATION, Utilisation, count_decoded
 from tubelet.storage import StorageOptions, normalise_uri
 from tubelet.storage.opener import ObjectOpener
 from tubelet.video import Decoded, DecodeError, DecoderStartError, ErrorCode, Limits, Sandbox, Source, View
@@ -82,6 +84,7 @@ class ClipDecoder:
         self._views = [view for spec in self._specs for view in spec.test_views(*views)]
         self._storage = storage or StorageOptions()
         self._sandbox = Sandbox(limits or Limits())
+        self._utilisation = Utilisation(DECODE_UTILISATION)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> Batch:
         """Decode a batch of rows, one after the other.
@@ -89,7 +92,12 @@ class ClipDecoder:
         Raises:
             DecoderStartError: this machine cannot start a decoder, which is no row's error.
         """
+        with self._utilisation.working():
+            return self._decode_all(batch)
+
+    def _decode_all(self, batch: Mapping[str, npt.NDArray[Any]]) -> Batch:
         n, v = len(batch["key"]), self._per_spec
+        read_before = self._sandbox.bytes_read
         tubelets = [np.zeros((n, v, spec.tokens, spec.token_bytes), np.uint8) for spec in self._specs]
         times = [np.full((n, v, spec.frames), np.nan) for spec in self._specs]
         codes, errors = np.full(n, "", object), np.full(n, "", object)
@@ -106,6 +114,8 @@ class ClipDecoder:
                 if decoded.error is not None:
                     codes[i], errors[i] = decoded.error.code.value, decoded.error.message
             seconds[i] = time.monotonic() - started_s
+        clips = int(np.count_nonzero(~failed)) * v * len(self._specs)
+        count_decoded(n, clips, self._sandbox.bytes_read - read_before, Counter(codes[failed].tolist()))
         out: Batch = dict(batch)
         for s in range(len(self._specs)):
             one = self._train is not None and not self._draws

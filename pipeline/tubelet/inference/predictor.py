@@ -19,6 +19,7 @@ from tubelet.clips import Batch
 from tubelet.clips.decoder import numbered
 from tubelet.inference.forward import Forward, Outcome
 from tubelet.inference.schema import RowShape, column_of
+from tubelet.metrics import GPU_UTILISATION, Utilisation
 from tubelet.video import ErrorCode, Status
 from tubelet.vivit import ViViT
 
@@ -115,6 +116,7 @@ class Predictor:
             torch.set_num_threads(max(1, threads))
         compiled = device.type == "cuda" and clips >= COMPILE_FROM_CLIPS
         self._answers = [job.answering(device, compiled=compiled) for job in models()]
+        self._busy = Utilisation(GPU_UTILISATION, shown=device.type == "cuda")
 
     def __call__(self, batch: Batch) -> Batch:
         """A cell for each model that has rows in the batch."""
@@ -122,7 +124,8 @@ class Predictor:
 
     def tables(self, batch: Batch) -> list[pa.Table]:
         """The rows of each model."""
-        return [answer(batch, number) for number, answer in enumerate(self._answers)]
+        with self._busy.working():
+            return [answer(batch, number) for number, answer in enumerate(self._answers)]
 
 
 def cells_of(tables: Sequence[pa.Table]) -> Batch:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tubelet.clips import Batch, seed_of
+from tubelet.metrics import GPU_UTILISATION, Utilisation
 from tubelet.storage.lock import LockLostError
 from tubelet.training.checkpoint import CheckpointWriter
 from tubelet.training.events import EventSender, Record
@@ -127,6 +128,7 @@ class Rank:
         self.health = Health(self.recipe.max_error_rate, self.recipe.max_skipped_steps if scaled else None)
         self.last_forward: Callable[[], Tensor] | None = None
         self.preempted = self.learned = False
+        self.busy = Utilisation(GPU_UTILISATION, shown=self.device.type == "cuda")
         self._asked_s = time.monotonic()
 
     def run(self) -> None:
@@ -135,7 +137,8 @@ class Rank:
         for record in self.state.unflushed:
             # The driver may have died before it logged them; the tracker skips those that it has.
             self._send(**record, again=True)
-        outcome = self._steps()
+        with self.busy.working():
+            outcome = self._steps()
         # Of a last step that nothing was learned from there is a checkpoint only if it ends the run.
         keeps = outcome is Outcome.DONE or (outcome is Outcome.STOPPED and self.learned)
         if keeps and self.state.step > 0 and not self._save():
@@ -206,7 +209,8 @@ class Rank:
         sums, weighs = torch.zeros(3, device=self.device), False
         for part in range(self.recipe.accumulate):
             waited_s = time.monotonic()
-            batch = next(self.batches)
+            with self.busy.waiting():
+                batch = next(self.batches)
             local.wait_s += time.monotonic() - waited_s
             count = self._check_block(batch, step, part)
             local.failed += failed_rows(batch, count)

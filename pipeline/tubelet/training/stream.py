@@ -19,6 +19,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, 
 
 from tubelet.clips.decoder import Batch, ClipDecoder
 from tubelet.clips.pace import throttle_scheduler
+from tubelet.clips.queues import watch_queues
 from tubelet.clips.spec import ClipSpec, TrainCrop
 from tubelet.storage import StorageOptions
 from tubelet.training.plan import BatchShape, Plan
@@ -58,7 +59,7 @@ def training_stream(
     first, last = steps
     chunks = -(-(last - first) // STEPS_PER_CHUNK)
 
-    def expand(batch: dict[str, npt.NDArray[Any]]) -> Iterator[pa.Table]:
+    def plan_batches(batch: dict[str, npt.NDArray[Any]]) -> Iterator[pa.Table]:
         own: Plan = ray.get(plan)
         for chunk in batch["chunk"]:
             start = first + int(chunk) * STEPS_PER_CHUNK
@@ -69,7 +70,7 @@ def training_stream(
     ids = np.array_split(np.arange(chunks), min(chunks, _MAX_SOURCE_BLOCKS))
     requests = (
         ray.data.from_blocks([pa.table({"chunk": part}) for part in ids])
-        .map_batches(expand, batch_size=None, num_cpus=PLAN_CPUS, compute=TaskPoolStrategy(size=1))
+        .map_batches(plan_batches, batch_size=None, num_cpus=PLAN_CPUS, compute=TaskPoolStrategy(size=1))
         .repartition(target_num_rows_per_block=shape.rows, strict=True)
     )
     stream = requests.map_batches(
@@ -81,6 +82,7 @@ def training_stream(
         zero_copy_batch=True,
     )
     throttle_scheduler(stream.context)
+    watch_queues(stream.context)
     return stream
 
 

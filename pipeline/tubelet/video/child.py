@@ -24,7 +24,7 @@ from tubelet.video.errors import DecodeError
 from tubelet.video.info import VideoInfo
 from tubelet.video.limits import Limits
 from tubelet.video.picture import Pixels
-from tubelet.video.source import Source
+from tubelet.video.source import METER, Source
 from tubelet.video.views import View
 
 _PR_SET_PDEATHSIG = 1
@@ -58,6 +58,8 @@ class Reply:
     error: DecodeError | None = None
     resident_bytes: int = 0
     segment: int | None = None
+    bytes_read: int = 0
+    """Of the source."""
 
 
 class SharedMemory:
@@ -222,7 +224,13 @@ def main(link_file: int, parent: int, stderr: int) -> None:
             limit_memory(base + message.limits.memory_bytes)
         memory.keep(message.segments)
         memory.begin(message.free)
-        reply = replace(answer(message, memory), resident_bytes=resident_bytes(), segment=memory.segment)
+        before = METER.bytes_read
+        reply = replace(
+            answer(message, memory),
+            resident_bytes=resident_bytes(),
+            segment=memory.segment,
+            bytes_read=METER.bytes_read - before,
+        )
         files = () if memory.file is None or reply.failure is not None else (memory.file,)
         wire.send(link, _pack(reply), files)
         del message, reply

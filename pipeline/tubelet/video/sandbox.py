@@ -214,12 +214,16 @@ class Sandbox:
     One request runs at a time (others wait their turn). Every failure is a :class:`DecodeError`: among
     others ``timeout`` (the child was killed at the deadline), ``crash`` (it died), ``out_of_memory``,
     ``too_large``. Only a child that cannot start at all is a :class:`DecoderStartError`, which is no file's.
+
+    Attributes:
+        bytes_read: of all sources so far, but of those whose child died.
     """
 
     def __init__(self, limits: Limits | None = None, recycle_after: int = 2000) -> None:
         if recycle_after < 1:
             raise ValueError(f"recycle_after must be at least 1, given {recycle_after}")
         self.limits = limits or Limits()
+        self.bytes_read = 0
         self._recycle_after = recycle_after
         self._child: _Child | None = None
         self._lock = threading.Lock()
@@ -288,6 +292,7 @@ class Sandbox:
             ) from None
         except (EOFError, OSError):
             raise DecodeError("crash", f"the decoder process {self._cause_of_death()}") from None
+        self.bytes_read += reply.bytes_read
         if free is not None and reply.segment != free:
             child.segments.forget(free)
         memory = None
