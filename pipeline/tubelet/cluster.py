@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ _log = logging.getLogger(__name__)
 # A node of a cloud takes minutes; whoever waits wants to see that something is being waited for.
 SAY_EVERY_S = 30.0
 _POLL_S = 1.0
+_LOOK_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,40 @@ def waiting_line(cluster: Cluster, least: Mapping[str, float], waited_s: float) 
         if cluster.now.get(name, 0.0) < amount
     ]
     return f"waiting for nodes: the cluster has {', '.join(lacking)} ({waited_s:.0f} s so far)"
+
+
+class NodeWatch:
+    """Says when nodes of the cluster are lost or join while a job runs on it."""
+
+    def __init__(self) -> None:
+        self._alive, self._looked_s = _alive(), time.monotonic()
+
+    def look(self) -> None:
+        """Look again, where the last look was a while ago, and log what has changed."""
+        if time.monotonic() - self._looked_s < _LOOK_EVERY_S:
+            return
+        before, self._alive, self._looked_s = self._alive, _alive(), time.monotonic()
+        line = nodes_line(before, self._alive)
+        if line is not None:
+            _log.warning(line)
+
+
+def nodes_line(before: Collection[str], now: Collection[str]) -> str | None:
+    """What became of the nodes, named by their ids; None where nothing did."""
+    lost, joined = len(set(before) - set(now)), len(set(now) - set(before))
+    there = f"{len(now)} node{'s' * (len(now) != 1)} now"
+    if lost:
+        many = "a node was" if lost == 1 else f"{lost} nodes were"
+        return f"{many} lost: what was in the works there is made again; {there}"
+    if joined:
+        return f"{'a node' if joined == 1 else f'{joined} nodes'} joined; {there}"
+    return None
+
+
+def _alive() -> frozenset[str]:
+    import ray
+
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tubelet.clips import ClipSpec
-from tubelet.cluster import Cluster, waiting_line
+from tubelet.cluster import Cluster, nodes_line, waiting_line
 from tubelet.inference.driver import _first
 from tubelet.inference.graph import plan_resources
 from tubelet.inference.plan import Shard
@@ -35,3 +35,27 @@ def test_a_cluster_that_grows_gives_room_to_more_actors_than_it_has_cpus() -> No
 def test_the_line_of_one_who_waits_says_for_what_and_how_long() -> None:
     line = waiting_line(Cluster({"CPU": 2.0}, {}, True), {"CPU": 4.0, "GPU": 1.0}, 61.2)
     assert line == "waiting for nodes: the cluster has 2 of 4 CPUs, 0 of 1 GPUs (61 s so far)"
+
+
+def test_a_line_says_what_became_of_the_nodes() -> None:
+    assert nodes_line({"a", "b"}, {"a", "b"}) is None
+    line = nodes_line({"a", "b"}, {"a"})
+    assert line == "a node was lost: what was in the works there is made again; 1 node now"
+    # One that took the place of another all the same.
+    assert nodes_line({"a", "b", "c"}, {"a", "d"}) == (
+        "2 nodes were lost: what was in the works there is made again; 2 nodes now"
+    )
+    assert nodes_line({"a"}, {"a", "d"}) == "a node joined; 2 nodes now"
+
+
+def test_tasks_take_a_while_once_it_is_known_what_a_request_takes() -> None:
+    layout = plan_resources({"CPU": 8}, DECODE, MANY)
+    first = layout.measuring(MANY)
+    assert first.task_rows == layout.task_rows
+    assert first.rows_at_once * 16 <= MANY
+    assert layout.measuring(20_000) == layout  # so little work is not worth a second start of the workers
+    assert layout.measured(0.05, MANY).task_rows == 400
+    assert layout.measured(10.0, MANY).task_rows == 2  # never more than a while, however slow the videos
+    assert layout.measured(1e-6, MANY).task_rows == 4096
+    assert layout.measured(0.05, 1280).task_rows == 10  # the last tasks spread evenly
+    assert layout.measured(0.0, MANY).task_rows == layout.task_rows  # nothing was measured

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tubelet import storage
+from tubelet.cluster import NodeWatch
 from tubelet.error_rate import WINDOW, ErrorRate
 from tubelet.inference.graph import Layout, Models, Stage, inference_stream, iter_result_tables
 from tubelet.inference.output import OutputFiles, parquet_bytes
@@ -56,7 +57,8 @@ class Driver:
         self._seen = [np.zeros(plan.requests, np.bool_) for _ in sinks]
         self._again: dict[int, int] = {}
         self._second = False
-        self._errors = 0
+        self._errors = self._answered = 0
+        self._decode_s = self._predict_s = 0.0
         self._gathered: list[list[pa.Table]] = [[] for _ in sinks]
         self._handed_s = time.monotonic()
 
@@ -73,6 +75,7 @@ class Driver:
             UserError: too many videos failed.
         """
         total, shards = self.plan.requests, list(self.plan.shards)
+        layout, nodes = layout.measuring(total), NodeWatch()
         try:
             with ProgressLine(name, total, "videos") as progress:
                 while shards:
@@ -80,6 +83,7 @@ class Driver:
                     requests = ShardRequests(some, self.root)
                     stream = inference_stream(requests, decode, models, layout, clips=total, stage=stage)
                     for number, rows in iter_result_tables(stream):
+                        nodes.look()
                         taken = self._take(number, rows)
                         if number == 0:
                             progress.advance(taken, errors=self._errors)
@@ -87,6 +91,7 @@ class Driver:
                     shards = shards[len(some) :]
                     if not shards and not self._second:
                         shards = self._second_pass()
+                    layout = layout.measured(self._request_s(layout), sum(shard.rows for shard in shards))
         finally:
             # Also after a failure: what is done is published, so that the next run need not do it again.
             self._hand_over()
@@ -131,10 +136,19 @@ class Driver:
             rows = rows.filter(pa.array(fresh))
         if rows.num_rows:
             self._gathered[number].append(rows)
+            self._decode_s += pc.sum(rows["decode_s"]).as_py() if number == 0 else 0.0
+            self._predict_s += pc.sum(rows["predict_s"]).as_py()
         # What comes in quick succession goes on together: each step costs the same for one row and for many.
         if time.monotonic() - self._handed_s > _GATHER_S:
             self._hand_over()
-        return pc.count_distinct(rows["request"]).as_py() if rows.num_rows else 0
+        answered = pc.count_distinct(rows["request"]).as_py() if rows.num_rows else 0
+        self._answered += answered if number == 0 else 0
+        return answered
+
+    def _request_s(self, layout: Layout) -> float:
+        """Seconds that a request took its decoder so far."""
+        worked_s = self._decode_s + (0.0 if layout.predictors else self._predict_s)
+        return worked_s / max(self._answered, 1)
 
     def _hand_over(self) -> None:
         self._handed_s = time.monotonic()

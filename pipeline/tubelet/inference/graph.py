@@ -6,6 +6,7 @@ machine whose CPUs are all held by decode actors they would wait for ever, witho
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
@@ -22,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tubelet.clips import Batch
 from tubelet.clips.pace import throttle_scheduler
+from tubelet.clips.queues import watch_queues
 from tubelet.cluster import Cluster, requested, wait_for
 from tubelet.config import UserError
 from tubelet.inference.output import OutputFiles
@@ -40,8 +42,12 @@ _PICTURES = 24
 # Clips on their way from decoders to one predictor; with the blocks in the making they bound the object
 # store.
 _BLOCK_BYTES = 32 << 20
-# Requests a task decodes: with a killed worker at most this many are decoded twice.
+# Requests of a task as long as nobody knows what they take.
 _TASK_ROWS = 64
+# What a task takes once that is known: with a killed worker so much is done twice, and the driver pays some
+# ten milliseconds for each task.
+_TASK_S = 20.0
+_MOST_TASK_ROWS = 4096
 # Tasks that the driver holds, unless there are more decoders than this feeds: each costs it 5 KiB.
 _MOST_TASKS = 4_000
 _TASKS_PER_DECODER = 16
@@ -97,6 +103,7 @@ class Layout:
         task_rows: requests of a task.
         memory_bytes: memory that a decode actor declares.
         most_decoders, most_predictors: once the cluster has grown; 0: those of the start.
+        least_tasks: the driver holds so many tasks together, or more where there are many decoders.
     """
 
     decoders: int
@@ -107,11 +114,34 @@ class Layout:
     memory_bytes: int
     most_decoders: int = 0
     most_predictors: int = 0
+    least_tasks: int = _MOST_TASKS
 
     @property
     def rows_at_once(self) -> int:
         """Requests whose tasks the driver holds together."""
-        return self.task_rows * max(_MOST_TASKS, _TASKS_PER_DECODER * self.decoders)
+        return self.task_rows * max(self.least_tasks, _TASKS_PER_DECODER * self.decoders)
+
+    def measuring(self, requests: int) -> Layout:
+        """For a first pass that shows what a request takes, where it is but a small part of ``requests``.
+
+        The workers start once more after it.
+        """
+        first = dataclasses.replace(self, least_tasks=0)
+        return first if _TASKS_PER_DECODER * first.rows_at_once <= requests else self
+
+    def measured(self, request_s: float, requests: int) -> Layout:
+        """For the ``requests`` that are left, of which each takes a decoder ``request_s``.
+
+        Tasks are long enough to cost the driver little, and as many as spread evenly over the decoders.
+        """
+        wanted = int(_TASK_S / request_s) if request_s > 0 else self.task_rows
+        rows = min(wanted, _MOST_TASK_ROWS, _even_rows(requests, self._soon))
+        return dataclasses.replace(self, task_rows=max(1, rows), least_tasks=_MOST_TASKS)
+
+    @property
+    def _soon(self) -> int:
+        """Decoders that there may be before long."""
+        return max(self.decoders, min(self.most_decoders, 4 * self.decoders))
 
     @property
     def object_store_bytes(self) -> int:
@@ -170,7 +200,12 @@ def _memory_bytes(decode: DecodeJob, largest_pixels: int) -> int:
 
 def _task_rows(requests: int, decoders: int) -> int:
     """Enough tasks to spread evenly and to lose little with a killed one, however large the corpus is."""
-    return max(1, min(_TASK_ROWS, math.ceil(requests / (_TASKS_PER_DECODER * decoders))))
+    return max(1, min(_TASK_ROWS, _even_rows(requests, decoders)))
+
+
+def _even_rows(requests: int, decoders: int) -> int:
+    """The most that tasks may hold and still spread evenly."""
+    return math.ceil(requests / (_TASKS_PER_DECODER * decoders))
 
 
 def inference_stream(
@@ -281,6 +316,7 @@ def _prepare(decode: DecodeJob) -> None:
     context.target_max_block_size = max(decode.block_bytes, decode.rows_at_once * decode.clip_bytes)
     context.enable_progress_bars = False
     throttle_scheduler(context)
+    watch_queues(context)
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
