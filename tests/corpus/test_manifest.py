@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from tubelet import storage
 from tubelet.config import UserError
+from tubelet.corpus import manifest
 from tubelet.corpus.fingerprint import Fingerprint, fingerprint
 from tubelet.corpus.manifest import (
     SCHEMA,
@@ -22,7 +23,7 @@ from tubelet.corpus.manifest import (
     schema_with,
     write_manifest,
 )
-from tubelet.corpus.selection import class_names, select, split_counts
+from tubelet.corpus.selection import class_names, read_labelled, select, split_counts
 
 
 def _table(**columns: Any) -> pa.Table:
@@ -249,3 +250,18 @@ def test_fingerprint_is_of_the_content() -> None:
     ):
         assert fingerprint(_table(**change)) != fingerprint(table)
     assert fingerprint(_table(indexed_at=[pd.Timestamp("2026-01-01")] * 8)) == fingerprint(table)
+
+
+def test_labelled_rows_are_read_a_slice_at_a_time(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "_SLICE_ROWS", 3)
+    labels = ["a", None, "b", None, None, None, "a", "b"]
+    statuses = ["ok", "ok", "error", "ok", "ok", "ok", "ok", "ok"]
+    codes = [None, None, "timeout", *[None] * 5]
+    write_manifest(_table(label=labels, status=statuses, error_code=codes), f"{root}/m")
+    found = read_labelled(f"{root}/m", ["label", "label_other"])
+    assert found.equals(select(read_manifest(f"{root}/m"), labelled=True))
+    assert found["uri"].to_pylist() == ["/v/0.mp4", "/v/6.mp4", "/v/7.mp4"]
+    assert "keyframes_s" not in read_labelled(f"{root}/m", ["label"], without=["keyframes_s"]).column_names
+    # With nothing labelled there is all, to say what there is.
+    write_manifest(_table(label=[None] * 8), f"{root}/none")
+    assert len(read_labelled(f"{root}/none", ["label"])) == 8

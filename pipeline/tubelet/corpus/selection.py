@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tubelet.config import UserError
-from tubelet.corpus.manifest import label_columns, read_manifest
+from tubelet.corpus.manifest import ManifestSlices, label_columns, read_manifest
 from tubelet.corpus.split_names import normalise_split
+from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
+from tubelet.storage.pinned import retry_if_changed
 
 
 def _has_label(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -53,6 +57,40 @@ def select(
     if required and not chosen.num_rows:
         raise _nothing_left(usable, split, labelled, head)
     return chosen
+
+
+def read_labelled(
+    uri: str | os.PathLike[str],
+    heads: Collection[str],
+    *,
+    without: Collection[str] = (),
+    options: StorageOptions = DEFAULT_OPTIONS,
+) -> pa.Table:
+    """The usable rows of a manifest that have a label in any of ``heads``; memory is that of these rows.
+
+    Where no row has one, all rows: so that what is wrong can be said.
+
+    Args:
+        without: columns that are not read.
+
+    Raises:
+        UserError: as :func:`tubelet.corpus.manifest.read_manifest`.
+    """
+
+    def read() -> pa.Table:
+        slices = ManifestSlices.open(uri, without=without, options=options)
+        return pa.concat_tables([_labelled(rows, heads) for rows in slices] or [pa.table({})])
+
+    found = retry_if_changed(read)
+    return found if found.num_rows else read_manifest(uri, without=without, options=options)
+
+
+def _labelled(rows: pa.Table, heads: Collection[str]) -> pa.Table:
+    keep = pa.chunked_array([pa.array(np.zeros(rows.num_rows, np.bool_))])
+    for head in heads:
+        if head in rows.column_names:
+            keep = pc.or_(keep, _has_label(rows[head]))
+    return rows.filter(pc.and_(keep, pc.equal(rows["status"], "ok"))).combine_chunks()
 
 
 def _nothing_left(usable: pa.Table, split: str | None, labelled: bool | None, head: str) -> UserError:

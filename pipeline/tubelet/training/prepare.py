@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from tubelet import storage
 from tubelet.clips import ClipSpec
 from tubelet.config import UserError
-from tubelet.corpus.manifest import is_manifest, read_manifest
-from tubelet.corpus.selection import select
+from tubelet.corpus.manifest import is_manifest
+from tubelet.corpus.selection import read_labelled, select
 from tubelet.corpus.versions import pinned_uri, split_version
 from tubelet.inference.bundle import ModelBundle
 from tubelet.storage import StorageOptions
@@ -116,7 +116,8 @@ def prepare(request: Request) -> Prepared:
     recipe, options = request.recipe, request.options
     record = _check_out(request)
     manifest = _manifest_of(request, record)
-    table = read_manifest(manifest, without=NOT_NEEDED, options=options)
+    # Of a corpus with few labels most is never looked at.
+    table = read_labelled(manifest, recipe.head_columns.values(), without=NOT_NEEDED, options=options)
     examples = load_examples(table, recipe.head_columns, multilabel=recipe.multilabel)
     _check_resume(request, record, examples)
     validation = _validation_examples(request, table, examples)
