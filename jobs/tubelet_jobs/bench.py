@@ -6,9 +6,9 @@ import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from rich.console import Console
 from rich.table import Table
 from tubelet.config import Option, Settings, UserError
@@ -29,6 +29,12 @@ class BenchOptions(Settings):
     """decode: a folder of videos to use."""
     driver: Annotated[bool, Option()] = False
     """label: only the driver, with workers that answer at once: rows per processor-second."""
+    plan: Annotated[int | None, Option(metavar="N"), Field(ge=1)] = None
+    """pipeline: what it takes to label N videos in --hours, from rates measured here."""
+    hours: Annotated[float | None, Option(metavar="H"), Field(gt=0)] = None
+    """pipeline: in so many hours."""
+    prices: Annotated[str | None, Option(metavar="FILE")] = None
+    """pipeline: YAML with core_hour and gpu_hour in dollars (default: 0.05 and 3)."""
 
     def peers(self, known: Sequence[str]) -> list[str]:
         """The peers to run, out of those a bench knows.
@@ -70,6 +76,14 @@ class BenchCommand(BenchOptions):
         if kind not in KINDS:
             raise UserError(f"no bench {kind!r}: choose from {', '.join(KINDS)}")
         return kind
+
+    @model_validator(mode="after")
+    def _plan_is_whole(self) -> Self:
+        if (self.plan is None) != (self.hours is None) or (self.prices is not None and self.plan is None):
+            raise UserError("--plan N goes with --hours H, and --prices with both")
+        if self.plan is not None and self.kind != "pipeline":
+            raise UserError("--plan is of: tubelet bench pipeline")
+        return self
 
 
 def missing_peer(peer: str, reason: object) -> UserError:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 # Names that scripts rely on. A new option is added here; none goes.
 NAMES = {
-    "bench": "kind more_peers --vs --full --json --videos --driver",
+    "bench": "kind more_peers --vs --full --json --videos --driver --plan --hours --prices",
     "index": "src --out --labels --listing --split --include --update --workers --max-error-rate"
     " --retry-errors --anonymous --single-writer --break-lock --deadline --max-frames --memory --dry-run",
     "train": "overrides --manifest --out --recipe --init --resume --features --experiment"

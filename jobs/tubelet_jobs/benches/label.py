@@ -7,6 +7,9 @@ do at most: bare decode in one process a core, or the model alone on all cores, 
 ``limit-shared`` is what both could do at most where the cores have to be divided between them. Starting
 the workers is left out: the rate of ``tubelet`` is taken from its first result on, that of ``read_videos``
 from the difference between two runs over different numbers of videos.
+
+Limit and job take turns in rounds, for a machine that others use changes by the minute; rates per
+processor-second (user and system time of all processes that worked on it) change less.
 """
 
 from __future__ import annotations
@@ -25,14 +28,16 @@ from tubelet.config import usable_cores
 
 from tubelet_jobs.bench import BenchOptions, missing_peer
 from tubelet_jobs.benches import decode_corpus
+from tubelet_jobs.benches.cpu_time import CpuMeter
 from tubelet_jobs.common import connect_ray, say
 
 PEERS = ("read_videos",)
-_VIDEOS, _FULL_VIDEOS = 500, 2000
+_ROUNDS, _FULL_ROUNDS = 3, 9
+_VIDEOS, _FULL_VIDEOS = 1200, 5400  # of all rounds together
 # The obvious way reads a few dozen videos while its model starts, so the shorter of its two runs is longer.
 _OBVIOUS_VIDEOS = (64, 128)
-_LIMIT_VIDEOS = 120
-_DRIVER_OBJECTS = 200_000
+_LIMIT_VIDEOS = 60
+_DRIVER_OBJECTS, _FULL_DRIVER_OBJECTS = (200_000,), (10_000, 200_000, 1_000_000)
 _DISTINCT = 4
 _CLASSES = 10
 
@@ -71,37 +76,102 @@ def run(options: BenchOptions) -> list[dict[str, Any]]:
     if options.driver:
         from tubelet_jobs.benches.label_driver import measure
 
-        return [measure(_DRIVER_OBJECTS)]
+        return [measure(objects) for objects in (_FULL_DRIVER_OBJECTS if options.full else _DRIVER_OBJECTS)]
     peers = options.peers(PEERS)
     if peers:
         _check_peer()
     size = BASE if torch.cuda.is_available() else SMALL
-    count = _FULL_VIDEOS if options.full else _VIDEOS
+    rounds, count = (_FULL_ROUNDS, _FULL_VIDEOS) if options.full else (_ROUNDS, _VIDEOS)
     with tempfile.TemporaryDirectory(prefix="tubelet-bench-") as name:
         folder = Path(name)
-        paths = _corpus(folder / "videos", count)
-        decode, model = _limit_decode(paths, size), _limit_model(size)
         connect_ray(None)
-        ours = _ours(folder, size)
-        # Once more, so that a machine that others use too is judged by both ends of the job.
-        decode = (decode + _limit_decode(paths, size)) / 2
+        model = _bundle(folder / "model", size)
+        found = []
+        for number in range(rounds):
+            say(f"bench label: round {number + 1} of {rounds}")
+            place = folder / f"round{number}"
+            paths = _corpus(place / "videos", count // rounds)
+            # In turns, the order changing, so that what disturbs the machine disturbs all of them.
+            limits = {} if number % 2 else _limits(paths, size)
+            ours = _ours(place, model)
+            found.append(Round(ours, **(limits or _limits(paths, size))))
         obvious = _obvious_rate(paths, size) if peers else None
-    return _rows(size, count, ours, obvious, limits=(decode, model))
+    return _rows(size, count, found, obvious)
 
 
-def _rows(
-    size: Size, count: int, ours: dict[str, float], obvious: float | None, *, limits: tuple[float, float]
-) -> list[dict[str, Any]]:
-    decode, model = limits
-    common = {"bench": "label", "model": size.name, "videos": count}
-    rows: list[dict[str, Any]] = [
-        {**common, "peer": "limit-decode", "videos_per_s": decode},
-        {**common, "peer": "limit-model", "videos_per_s": model},
-        {**common, "peer": "limit-shared", "videos_per_s": 1 / (1 / decode + 1 / model)},
-        {**common, "peer": "tubelet", **ours, "ratio_to_limit": ours["videos_per_s"] / min(limits)},
-    ]
+@dataclass(frozen=True)
+class Rate:
+    """Videos per second, and per processor-second of all that worked on them."""
+
+    per_s: float
+    per_cpu_s: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round measured."""
+
+    ours: Ours
+    decode: Rate
+    model: Rate
+
+    @property
+    def shared(self) -> Rate:
+        """Both limits where they share the cores."""
+        one, two = self.decode, self.model
+        return Rate(1 / (1 / one.per_s + 1 / two.per_s), 1 / (1 / one.per_cpu_s + 1 / two.per_cpu_s))
+
+    @property
+    def ratio(self) -> float:
+        """The job's rate to that of the lower limit."""
+        return self.ours.rate.per_s / min(self.decode.per_s, self.model.per_s)
+
+    @property
+    def cpu_ratio(self) -> float:
+        """The same per processor-second, of which decoding and model both take theirs."""
+        return self.ours.rate.per_cpu_s / self.shared.per_cpu_s
+
+
+@dataclass(frozen=True)
+class Ours:
+    """One run of the job; ``rate`` from its first result on."""
+
+    rate: Rate
+    with_start_per_s: float
+    startup_s: float
+
+
+def _limits(paths: list[Path], size: Size) -> dict[str, Rate]:
+    return {"decode": _limit_decode(paths, size), "model": _limit_model(size)}
+
+
+def _rows(size: Size, count: int, rounds: list[Round], obvious: float | None) -> list[dict[str, Any]]:
+    """Medians over the rounds; ratios are medians of the rounds' own."""
+
+    def median(value: Callable[[Round], float]) -> float:
+        return float(np.median([value(one) for one in rounds]))
+
+    common = {"bench": "label", "model": size.name, "videos": count, "rounds": len(rounds)}
+    rates: dict[str, Callable[[Round], Rate]] = {
+        "limit-decode": lambda one: one.decode,
+        "limit-model": lambda one: one.model,
+        "limit-shared": lambda one: one.shared,
+        "tubelet": lambda one: one.ours.rate,
+    }
+
+    def row(peer: str, rate: Callable[[Round], Rate]) -> dict[str, Any]:
+        found = {"per_s": median(lambda one: rate(one).per_s), "cpu": median(lambda one: rate(one).per_cpu_s)}
+        return {**common, "peer": peer, "videos_per_s": found["per_s"], "videos_per_cpu_s": found["cpu"]}
+
+    rows = [row(peer, rate) for peer, rate in rates.items()]
+    rows[-1] |= {
+        "with_start_videos_per_s": median(lambda one: one.ours.with_start_per_s),
+        "startup_s": median(lambda one: one.ours.startup_s),
+        "ratio_to_limit": median(lambda one: one.ratio),
+        "cpu_ratio_to_limit": median(lambda one: one.cpu_ratio),
+    }
     if obvious is not None:
-        rows[-1]["ratio_to_best_peer"] = ours["videos_per_s"] / obvious
+        rows[-1]["ratio_to_best_peer"] = rows[-1]["videos_per_s"] / obvious
         rows.append({**common, "peer": "read_videos", "videos": _OBVIOUS_VIDEOS[1], "videos_per_s": obvious})
     return rows
 
@@ -124,16 +194,27 @@ def _corpus(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def _limit_decode(paths: list[Path], size: Size) -> float:
-    """Videos a second of one bare decode process a core: no sandbox, no Ray, clips thrown away."""
+def _limit_decode(paths: list[Path], size: Size) -> Rate:
+    """Of one bare decode process a core: no sandbox, no Ray, clips thrown away."""
     say("bench label: bare decode")
     context = multiprocessing.get_context("spawn")
     share = [str(path) for path in paths[:_LIMIT_VIDEOS]]
     with context.Pool(usable_cores()) as pool:
         pool.map(_decode_all, [(share[:1], size)] * usable_cores(), chunksize=1)  # imports are not counted
-        started_s = time.monotonic()
-        pool.map(_decode_all, [([path], size) for path in share], chunksize=4)
-        return len(share) / (time.monotonic() - started_s)
+        with CpuMeter() as used:
+            started_s = time.monotonic()
+            pool.map(_decode_all, [([path], size) for path in share], chunksize=4)
+            seconds = time.monotonic() - started_s
+    return Rate(len(share) / seconds, len(share) / used.seconds())
+
+
+def _limit_model(size: Size) -> Rate:
+    """Of the model alone. A GPU's work takes no processor time worth the name: it counts as it is."""
+    with CpuMeter() as used:
+        began_s = time.monotonic()
+        per_s = model_rate(size)
+        seconds = time.monotonic() - began_s
+    return Rate(per_s, per_s * seconds / used.seconds())
 
 
 def _decode_all(job: tuple[list[str], Size]) -> int:
@@ -174,7 +255,7 @@ def _config(size: Size) -> Any:
     )
 
 
-def _limit_model(size: Size, seconds: float = 4.0) -> float:
+def model_rate(size: Size, seconds: float = 4.0) -> float:
     """Clips a second of the model alone, on all cores or on the GPU, from uint8 tubelets in memory."""
     import torch
     from tubelet.vivit import ViViT, fold_normalisation
@@ -204,7 +285,7 @@ def _rate(action: Callable[[], None], each: int, seconds: float) -> float:
     return done / (time.monotonic() - started_s)
 
 
-def _ours(folder: Path, size: Size) -> dict[str, float]:
+def _ours(folder: Path, model: str) -> Ours:
     from tubelet.corpus.index import IndexConfig, index_corpus
     from tubelet.labelling.config import LabelConfig
     from tubelet.labelling.job import LabelJob
@@ -213,19 +294,18 @@ def _ours(folder: Path, size: Size) -> dict[str, float]:
     index_corpus(IndexConfig(src=str(folder / "videos"), out=str(folder / "manifest")))
     config = LabelConfig(
         source=str(folder / "manifest"),
-        models=(_bundle(folder / "model", size),),
+        models=(model,),
         out=str(folder / "out"),
         tracking_uri=f"sqlite:///{folder}/mlflow.db",
     )
-    started_s = time.monotonic()
-    summary = LabelJob(config).run(lambda: None)
-    seconds = time.monotonic() - started_s
+    with CpuMeter() as used:
+        started_s = time.monotonic()
+        summary = LabelJob(config).run(lambda: None)
+        ended_s = time.monotonic()
     running_s = summary.seconds - summary.startup_s
-    return {
-        "videos_per_s": summary.labelled / running_s,
-        "with_start_videos_per_s": summary.labelled / seconds,
-        "startup_s": seconds - running_s,
-    }
+    rate = Rate(summary.labelled / running_s, summary.labelled / used.seconds(ended_s - running_s))
+    whole_s = ended_s - started_s
+    return Ours(rate, summary.labelled / whole_s, whole_s - running_s)
 
 
 def _check_peer() -> None:

@@ -1,7 +1,8 @@
 """Rows per processor-second of the driver of ``tubelet label``, which is one process however many nodes work.
 
 The plan, the graph, the sink and the tally are those of a real job; the workers answer at once, from no
-video at all. What is measured is the user and system time of this process.
+video at all. What is measured is the user and system time of this process, its own memory (USS) at its
+highest, and how soon after its start the first row is there.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 
 from tubelet_jobs.common import connect_ray, say
 
 CLASSES = 10
+_SLICE = 50_000
+_LOOK_EVERY_S = 2.0
 
 
 def measure(objects: int) -> dict[str, Any]:
@@ -42,13 +46,24 @@ def measure(objects: int) -> dict[str, Any]:
         manifest = _manifest(Path(name), objects)
         files = OutputFiles(f"{name}/out")
         sink = PredictionSink(files, RowShape({"label": CLASSES}).schema())
-        began_s = time.process_time()
+        began_s, job_s, first_s = time.process_time(), time.monotonic(), list[float]()
+        before_bytes = _own_bytes()
         plan = make_plan(ManifestSlices.open(manifest, without=NOT_NEEDED), [sink.published], files, "_plan")
         plan_s = time.process_time() - began_s
         decode = DecodeJob((ClipSpec(),))
         layout = plan_resources(ray.cluster_resources(), decode, plan.requests)
         driver, tally = Driver(plan, files, [sink], ErrorRate(0.2, "")), Tally()
-        driver.on_rows = lambda number, rows: tally.add(rows)
+        highest_bytes, looked_s = _own_bytes(), time.monotonic()
+
+        def on_rows(number: int, rows: pa.Table) -> None:
+            nonlocal highest_bytes, looked_s
+            tally.add(rows)
+            if not first_s:
+                first_s.append(time.monotonic() - job_s)
+            if time.monotonic() - looked_s > _LOOK_EVERY_S:  # a look takes milliseconds
+                highest_bytes, looked_s = max(highest_bytes, _own_bytes()), time.monotonic()
+
+        driver.on_rows = on_rows
         began_s, started_s = time.process_time(), time.monotonic()
         driver.run(decode, _nothing, layout, name="label", stage=Instant)
         run_s, wall_s = time.process_time() - began_s, time.monotonic() - started_s
@@ -61,28 +76,51 @@ def measure(objects: int) -> dict[str, Any]:
         "plan_cpu_s": plan_s,
         "run_cpu_s": run_s,
         "run_wall_s": wall_s,
+        "first_row_s": first_s[0],
+        "uss_mib": max(highest_bytes, _own_bytes()) / 2**20,
+        "uss_before_mib": before_bytes / 2**20,
     }
+
+
+def _own_bytes() -> int:
+    return int(psutil.Process().memory_full_info().uss)
 
 
 def _manifest(folder: Path, objects: int) -> str:
-    from tubelet.corpus.manifest import key_of, write_manifest
+    from tubelet.corpus.manifest import SCHEMA
+    from tubelet.corpus.publication import manifest_writer
 
-    paths = [f"some/folder/of/a/bucket/video-{number:08d}.mp4" for number in range(objects)]
+    place = str(folder / "manifest")
+    with manifest_writer(place, SCHEMA) as write:
+        for first in range(0, objects, _SLICE):
+            rows = _rows(range(first, min(first + _SLICE, objects)))
+            missing = [field for field in SCHEMA if field.name not in rows.column_names]
+            for field in missing:
+                rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+            write(rows.select(SCHEMA.names))
+    return place
+
+
+def _rows(numbers: range) -> pa.Table:
+    """Of a manifest, as an index makes them."""
+    from tubelet.corpus.manifest import key_of
+
+    count = len(numbers)
+    paths = [f"some/folder/of/a/bucket/video-{number:08d}.mp4" for number in numbers]
     columns: dict[str, Any] = {
         "key": [key_of(path) for path in paths],
-        "segment": np.zeros(objects, np.int32),
+        "segment": np.zeros(count, np.int32),
         "uri": [f"s3://bucket/{path}" for path in paths],
         "path": paths,
-        "etag": [f"{number:032x}" for number in range(objects)],
-        "size": np.full(objects, 1 << 20),
-        "status": ["ok"] * objects,
-        "split": ["train"] * objects,
-        "width": np.full(objects, 340, np.int32),
-        "height": np.full(objects, 256, np.int32),
-        "duration_s": np.full(objects, 10.0),
+        "etag": [f"{number:032x}" for number in numbers],
+        "size": np.full(count, 1 << 20),
+        "status": ["ok"] * count,
+        "split": ["train"] * count,
+        "width": np.full(count, 340, np.int32),
+        "height": np.full(count, 256, np.int32),
+        "duration_s": np.full(count, 10.0),
     }
-    write_manifest(pa.table(columns), str(folder / "manifest"))
-    return str(folder / "manifest")
+    return pa.table(columns)
 
 
 def _nothing() -> list[Any]:

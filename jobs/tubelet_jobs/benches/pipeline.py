@@ -4,6 +4,7 @@
 limit is the same decoding in one bare process a core, no sandbox and no Ray, clips thrown away. They take
 turns, so that what disturbs the machine disturbs both. Where there is a GPU, training steps of the paper's
 models are timed on a batch that lies there already: so many clips a second have to come, from so many cores.
+With ``--plan`` one round of each is enough, and what follows is arithmetic (see :mod:`.sizing`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from tubelet.training.plan import BatchShape, Plan
 
 from tubelet_jobs.bench import BenchOptions
 from tubelet_jobs.benches import decode_corpus
+from tubelet_jobs.benches.label import BASE, SMALL, model_rate
+from tubelet_jobs.benches.sizing import Prices, Rates, size
 from tubelet_jobs.common import connect_ray, say
 
 _RECIPES = (decode_corpus.RECIPES[0], decode_corpus.RECIPES[2])
@@ -36,16 +39,40 @@ SPEC = ClipSpec()
 def run(options: BenchOptions) -> list[dict[str, Any]]:
     """Measure; a row for the stream and one for the limit a video, and one a model where there is a GPU."""
     options.peers(())
-    rounds = _FULL_ROUNDS if options.full else _ROUNDS
+    prices = Prices.of(options.prices)  # read before anything is measured
+    rounds = _FULL_ROUNDS if options.full else _ROUNDS if options.plan is None else 1
     rows: list[dict[str, Any]] = []
     connect_ray(None, num_cpus=max(4, usable_cores()))
     with tempfile.TemporaryDirectory(prefix="tubelet-bench-") as folder:
         for recipe in _RECIPES:
             path = decode_corpus.make(recipe, Path(folder))
             rows += _measure(recipe.name, path, rounds)
-    return rows + _models(
-        {row["video"]: row["clips_per_s_per_core"] for row in rows if row["peer"] == "stream"}
-    )
+    core_rates = {row["video"]: row["clips_per_s_per_core"] for row in rows if row["peer"] == "stream"}
+    if options.plan is not None and options.hours is not None:
+        return rows + _planned(core_rates, options.plan, options.hours, prices)
+    return rows + _models(core_rates)
+
+
+def _planned(core_rates: dict[str, float], videos: int, hours: float, prices: Prices) -> list[dict[str, Any]]:
+    """A row for each kind of video; the arithmetic is said on the way."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    model = BASE if gpu else SMALL
+    rate = model_rate(model)
+    rows = []
+    for video, decode_rate in core_rates.items():
+        rates = Rates(
+            video,
+            model.name,
+            decode_rate,
+            model_per_gpu=rate if gpu else None,
+            model_per_core=None if gpu else rate / usable_cores(),
+        )
+        found = size(videos, hours, rates, prices)
+        say("\n".join(found.lines))
+        rows.append(found.row(rates, videos, hours))
+    return rows
 
 
 def _measure(name: str, path: Path, rounds: int) -> list[dict[str, Any]]:
