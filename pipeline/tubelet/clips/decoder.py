@@ -138,8 +138,8 @@ class ClipDecoder:
             DecoderStartError: this machine cannot start a decoder.
         """
         try:
-            source = self._source(row)
-            return self._sandbox.decode_views(source, self._views_of(row), window_s=_window_s(row))
+            source = source_of(row, self._storage)
+            return self._sandbox.decode_views(source, self._views_of(row), window_s=window_of(row))
         except (DecodeError, DecoderStartError):  # without a decoder there is nothing to say of any video
             raise
         except UserError as error:
@@ -170,18 +170,22 @@ class ClipDecoder:
         names = (self._seed, int(row["epoch"]), str(row["key"]), int(row.get("repeat", 0)))
         return [self._train.view(self._specs[0], generator(*names))]
 
-    def _source(self, row: Mapping[str, Any]) -> Source:
-        data = row.get("source")
-        if data is not None:
-            return bytes(data)
-        size = _number(row.get("size"))
-        size_bytes = None if size is None or size < 0 else int(size)
-        return ObjectOpener(
-            normalise_uri(str(row["uri"])), size_bytes, row.get("etag") or None, self._storage
-        )
+
+def source_of(row: Mapping[str, Any], storage: StorageOptions) -> Source:
+    """Where the bytes of the row's video come from.
+
+    Raises:
+        UserError: an address of no kind that is known.
+    """
+    data = row.get("source")
+    if data is not None:
+        return bytes(data)
+    size = _number(row.get("size"))
+    size_bytes = None if size is None or size < 0 else int(size)
+    return ObjectOpener(normalise_uri(str(row["uri"])), size_bytes, row.get("etag") or None, storage)
 
 
-def _window_s(row: Mapping[str, Any]) -> tuple[float, float] | None:
+def window_of(row: Mapping[str, Any]) -> tuple[float, float] | None:
     """The segment of the video that the row means, or None for the whole."""
     start_s, end_s = (_number(row.get(name)) for name in ("clip_start_s", "clip_end_s"))
     if start_s is None and end_s is None:

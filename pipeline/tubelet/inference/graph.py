@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -27,11 +27,12 @@ from tubelet.clips.queues import watch_queues
 from tubelet.cluster import Cluster, requested, wait_for
 from tubelet.config import UserError
 from tubelet.inference.output import OutputFiles
-from tubelet.inference.predictor import Job, Predictor, read_cell
+from tubelet.inference.predictor import Predictor, read_cell
 from tubelet.inference.workers import DecodeJob, DecodePredict, Reader, RequestDecoder
 from tubelet.storage import is_remote
 
-Models = Callable[[], Sequence[Job]]
+Models = Callable[[], Sequence[Any]]
+"""What a stage makes rows by, called in the worker: of labelling, one :class:`Job` per model."""
 Stage = Callable[[DecodeJob, Reader, Models, int], Callable[[pa.Table], Iterator[Batch]]]
 
 # What a decode process holds besides its clips: libraries, reference pictures of the codec at 1080p.

@@ -41,6 +41,7 @@ from tubelet.video.sampling import (
 )
 from tubelet.video.sandbox import Sandbox
 from tubelet.video.source import Source
+from tubelet.video.transcode import Copied, CopySpec, transcode
 from tubelet.video.views import View, test_views
 
 __all__ = [
@@ -51,6 +52,8 @@ __all__ = [
     "Clip",
     "Clock",
     "Content",
+    "Copied",
+    "CopySpec",
     "DecodeError",
     "Decoded",
     "DecoderStartError",
@@ -81,4 +84,5 @@ __all__ = [
     "probe",
     "test_views",
     "to_retry",
+    "transcode",
 ]

@@ -25,6 +25,7 @@ from tubelet.video.info import VideoInfo
 from tubelet.video.limits import Limits
 from tubelet.video.picture import Pixels
 from tubelet.video.source import METER, Source
+from tubelet.video.transcode import CopySpec, transcode
 from tubelet.video.views import View
 
 _PR_SET_PDEATHSIG = 1
@@ -32,7 +33,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Request:
-    """Probe a source (no ``views``), or decode views of it."""
+    """Decode views of a source, or make a copy of it (``copy``), or probe it (neither)."""
 
     source: Source
     views: tuple[View, ...] | None
@@ -42,13 +43,15 @@ class Request:
     """Segments of shared memory that the parent still maps; all others are given up."""
     free: int | None = None
     """One of them that may be written to."""
+    copy: CopySpec | None = None
 
 
 @dataclass(frozen=True)
 class Reply:
     """What came of a request.
 
-    Frames lie in the shared memory sent beside it, one clip after another; ``shapes`` has each clip's.
+    Frames lie in the shared memory sent beside it, one clip after another; ``shapes`` has each clip's. A copy
+    is the file sent beside it.
     """
 
     failure: Exception | None = None
@@ -76,7 +79,7 @@ class SharedMemory:
         self.segment: int | None = None
         """The segment of the current reply."""
         self.file: int | None = None
-        """Its file descriptor, where the parent does not have it yet."""
+        """Its file descriptor, where the parent does not have it yet; or that of a copy."""
 
     def begin(self, free: int | None) -> None:
         """A new request, which may use the segment ``free``."""
@@ -159,6 +162,8 @@ def limit_memory(size_bytes: int) -> None:
 def answer(request: Request, memory: SharedMemory) -> Reply:
     """Do what is asked; whatever goes wrong is part of the reply."""
     try:
+        if request.copy is not None:
+            return _copied(request, request.copy, memory)
         if request.views is None:
             return Reply(info=probe(request.source, limits=request.limits))
         decoded = decode_views(
@@ -175,6 +180,13 @@ def answer(request: Request, memory: SharedMemory) -> Reply:
         )
     except Exception as error:
         return Reply(failure=error)
+
+
+def _copied(request: Request, spec: CopySpec, memory: SharedMemory) -> Reply:
+    copied = transcode(request.source, spec, window_s=request.window_s, limits=request.limits)
+    with copied.file as file:
+        memory.file = os.dup(file.fileno())
+    return Reply(info=copied.info, error=copied.error)
 
 
 def _reply(decoded: Decoded) -> Reply:

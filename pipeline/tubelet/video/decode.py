@@ -8,26 +8,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from tubelet.video.buffers import Allocate, ClipBuffers, shown_shape
 from tubelet.video.clock import clock_of, ticks_of
 from tubelet.video.container import Video, open_video
 from tubelet.video.content import Content
 from tubelet.video.engine import DamageError, IndexedDecoder, SequentialDecoder, TableMismatchError
 from tubelet.video.errors import ClipError, DecodeError
-from tubelet.video.framing import Box, Placement, ShortSide
+from tubelet.video.framing import ShortSide
 from tubelet.video.info import FrameFormat, VideoInfo, describe
 from tubelet.video.limits import Budget, Limits
-from tubelet.video.picture import Cutter, Painter, Pixels, Shape, crop_frame, display_matrix
+from tubelet.video.picture import Cutter, Pixels, crop_frame
 from tubelet.video.sampling import Clock, Frames, Indices, TimeRule, Times
 from tubelet.video.source import Source
 from tubelet.video.table import PacketTable, build_table
 from tubelet.video.views import View
 
-Allocate = Callable[[int], Pixels]
+MakeBuffers = Callable[[Video, Sequence[View], Sequence[Indices], Clock], ClipBuffers]
+"""Where frames go: of a video, for views that pick these frames of the ones that there are."""
 
 
 class Clip(NamedTuple):
@@ -118,8 +121,25 @@ def decode_views(
     """
     if not views:
         raise ValueError("no views asked for")
+    make = partial(ClipBuffers, allocate=allocate or _new_memory)
+    return decode_into(make, source, views, window_s=window_s, limits=limits)
+
+
+def decode_into(
+    make: MakeBuffers,
+    source: Source,
+    views: Sequence[View],
+    *,
+    window_s: tuple[float, float] | None = None,
+    limits: Limits | None = None,
+) -> Decoded:
+    """As :func:`decode_views`, into buffers that ``make`` makes, anew each time that decoding begins.
+
+    Raises:
+        DecodeError: as :func:`decode_views`.
+    """
     with _typed_errors(), open_video(source, Budget(limits or Limits())) as video:
-        return _Pass(video, list(views), window_s, allocate or _new_memory).run()
+        return _Pass(video, list(views), window_s, make).run()
 
 
 def probe(source: Source, *, deadline_s: float | None = None, limits: Limits | None = None) -> VideoInfo:
@@ -148,7 +168,7 @@ def probe(source: Source, *, deadline_s: float | None = None, limits: Limits | N
         frame = crop_frame(frame, video.crop, Cutter())
         clock = table.clock() if table is not None and table.trusted and len(table.shown) else None
         start_s = float(ticks_of([(frame.pts, frame.dts)], video)[0] * video.time_base)
-        shape = _shape(video, frame)
+        shape = shown_shape(video, frame)
         return describe(
             video,
             table=table,
@@ -190,92 +210,16 @@ def _no_frame(video: Video, errors: int) -> DecodeError:
     return DecodeError("zero_frames", "holds no frame", content)
 
 
-def _shape(video: Video, frame: Any) -> Shape:
-    """The shown shape that views are placed in: of the stream as opened, right side up as its frames say."""
-    shape = Shape.of(frame, video.sample_aspect)
-    height, width = video.coded_size
-    if (height, width) == (frame.height, frame.width) or not height or not width:
-        return shape
-    return Shape(
-        *shape.orientation.size(height, max(1, round(width * video.sample_aspect))), shape.orientation
-    )
-
-
-class _ClipBuffers:
-    """The clips while they fill: which frame goes where."""
-
-    def __init__(self, video: Video, views: list[View], picks: list[Indices], allocate: Allocate) -> None:
-        self._video = video
-        self._views = views
-        self._allocate = allocate
-        self._painter = Painter()
-        self._cutter = Cutter()
-        self._fits: dict[tuple[object, ...], tuple[Shape, list[Placement]]] = {}
-        self._places: dict[int, list[tuple[int, int]]] = {}
-        for view, pick in enumerate(picks):
-            for position, number in enumerate(pick.tolist()):
-                self._places.setdefault(number, []).append((view, position))
-        self._lengths = [len(pick) for pick in picks]
-        self.clips: list[Pixels] = []
-        self.shape: Shape | None = None
-        self.frame: FrameFormat | None = None
-
-    @property
-    def wanted(self) -> Indices:
-        """Presentation indices, ascending."""
-        return np.array(sorted(self._places), np.int64)
-
-    def take(self, number: int, frame: Any) -> None:
-        """Paint a frame wherever it is wanted."""
-        self._video.budget.check_picture(frame.width, frame.height)
-        if self._video.crop is not None:
-            frame = crop_frame(frame, self._video.crop, self._cutter)
-        if self.shape is None:
-            self._begin(frame)
-        kind = (frame.height, frame.width, display_matrix(frame))
-        if kind not in self._fits:
-            shape = Shape.of(frame, self._video.sample_aspect)
-            self._fits[kind] = shape, [self._fit(shape, view) for view in range(len(self._views))]
-        shape, placements = self._fits[kind]
-        places = self._places[number]
-        outs = [self.clips[view][position] for view, position in places]
-        self._painter.paint(frame, shape, [placements[view] for view, _ in places], outs)
-
-    def _begin(self, frame: Any) -> None:
-        self.frame = FrameFormat.of(frame)
-        self.shape = _shape(self._video, frame)
-        placements = [view.place(self.shape.height, self.shape.width) for view in self._views]
-        shapes = [(n, *p.size, 3) for n, p in zip(self._lengths, placements, strict=True)]
-        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
-        if sum(sizes) > self._video.budget.limits.memory_bytes:
-            raise DecodeError("too_large", f"the clips take {sum(sizes)} bytes (--memory)")
-        memory = self._allocate(sum(sizes))
-        ends = np.cumsum(sizes)
-        self.clips = [
-            memory[end - size : end].reshape(shape)
-            for end, size, shape in zip(ends, sizes, shapes, strict=True)
-        ]
-
-    def _fit(self, shape: Shape, view: int) -> Placement:
-        """Where the size changes in mid-stream, every picture still fills its clip."""
-        placement = self._views[view].place(shape.height, shape.width)
-        height, width = self.clips[view].shape[1:3]
-        if placement.size == (height, width):
-            return placement
-        whole, all_of_it = Box(0, 0, shape.height, shape.width), Box(0, 0, height, width)
-        return Placement(whole, height, width, all_of_it, interpolation=placement.interpolation)
-
-
 class _Pass:
     """One request: choose frames, decode them, repair what is missing."""
 
     def __init__(
-        self, video: Video, views: list[View], window_s: tuple[float, float] | None, allocate: Allocate
+        self, video: Video, views: list[View], window_s: tuple[float, float] | None, make: MakeBuffers
     ) -> None:
         self._video = video
         self._views = views
         self._window_s = window_s
-        self._allocate = allocate
+        self._make = make
         self._indexed_decoder: IndexedDecoder | None = None
 
     def run(self) -> Decoded:
@@ -307,8 +251,8 @@ class _Pass:
 
     def _decode_indexed(
         self, table: PacketTable, picks: list[Indices], linear: bool
-    ) -> tuple[_ClipBuffers, IndexedDecoder]:
-        buffers = _ClipBuffers(self._video, self._views, picks, self._allocate)
+    ) -> tuple[ClipBuffers, IndexedDecoder]:
+        buffers = self._make(self._video, self._views, picks, self._seen(table.clock()))
         decoder = IndexedDecoder(self._video, table, buffers.take, linear=linear)
         self._indexed_decoder = decoder
         decoder.decode(buffers.wanted)
@@ -338,7 +282,7 @@ class _Pass:
             zero = min(zero, int(table.pts[table.shown[0]] + self._indexed_decoder.shift))
         clock = clock_of(ticks, table.last_duration, self._video.time_base, zero=zero)
         picks = self._pick(clock)
-        buffers = _ClipBuffers(self._video, self._views, picks, self._allocate)
+        buffers = self._make(self._video, self._views, picks, self._seen(clock))
         broken = decoder.lost > 0 or self._video.broken is not None
         wanted = set(buffers.wanted.tolist())
         self._restart()
@@ -358,12 +302,15 @@ class _Pass:
         self._video.reopen()
 
     def _pick(self, clock: Clock) -> list[Indices]:
-        seen = clock if self._window_s is None else clock.window(*self._window_s)
+        seen = self._seen(clock)
         return [view.time.pick(seen) + seen.first for view in self._views]
+
+    def _seen(self, clock: Clock) -> Clock:
+        return clock if self._window_s is None else clock.window(*self._window_s)
 
     def _finish(
         self,
-        buffers: _ClipBuffers,
+        buffers: ClipBuffers,
         *,
         picks: list[Indices],
         clock: Clock,

@@ -35,6 +35,7 @@ from tubelet.video.errors import DecodeError, DecoderStartError
 from tubelet.video.info import VideoInfo
 from tubelet.video.limits import Limits
 from tubelet.video.source import Source
+from tubelet.video.transcode import Copied, CopySpec
 from tubelet.video.views import View
 
 _START_S = 60.0  # a loaded machine starts an interpreter slowly; only a broken one takes this long
@@ -249,7 +250,7 @@ class Sandbox:
     def probe(self, source: Source) -> VideoInfo:
         """Like :func:`tubelet.video.probe`."""
         with self._lock:
-            reply, _ = self._ask(Request(_portable(source, self.limits), None, None, self.limits))
+            reply, _, _ = self._ask(Request(_portable(source, self.limits), None, None, self.limits))
         assert reply.info is not None
         return reply.info
 
@@ -258,7 +259,7 @@ class Sandbox:
     ) -> Decoded:
         """Like :func:`tubelet.video.decode_views`. A callable ``source`` is opened in the child."""
         with self._lock:
-            reply, memory = self._ask(
+            reply, memory, _ = self._ask(
                 Request(_portable(source, self.limits), tuple(views), window_s, self.limits)
             )
         assert reply.info is not None
@@ -271,7 +272,18 @@ class Sandbox:
             offset += size
         return Decoded(clips, reply.info, reply.error)
 
-    def _ask(self, request: Request) -> tuple[Reply, npt.NDArray[np.uint8] | None]:
+    def transcode(
+        self, source: Source, spec: CopySpec, *, window_s: tuple[float, float] | None = None
+    ) -> Copied:
+        """Like :func:`tubelet.video.transcode.transcode`. A callable ``source`` is opened in the child."""
+        with self._lock:
+            reply, _, files = self._ask(
+                Request(_portable(source, self.limits), None, window_s, self.limits, copy=spec)
+            )
+        assert reply.info is not None
+        return Copied(os.fdopen(files[0], "rb"), reply.info, reply.error)
+
+    def _ask(self, request: Request) -> tuple[Reply, npt.NDArray[np.uint8] | None, list[int]]:
         packed = _packed(request)  # refuses what cannot travel before a child is started for it
         end_s = time.monotonic() + self.limits.deadline_s
         child = self._ready_child()
@@ -304,7 +316,7 @@ class Sandbox:
             self._drop()
         if reply.failure is not None:
             raise reply.failure
-        return reply, memory
+        return reply, memory, files
 
     def _ready_child(self) -> _Child:
         child = self._child

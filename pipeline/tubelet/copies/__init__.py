@@ -1,0 +1,1 @@
+"""Training copies: small, seekable files of a manifest's videos, and the manifest of these."""
