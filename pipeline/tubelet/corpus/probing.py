@@ -5,14 +5,24 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from tubelet.config import UserError, usable_cores
 from tubelet.storage import ObjectInfo, StorageOptions
 from tubelet.storage.opener import ObjectOpener
-from tubelet.video import DecodeError, DecoderStartError, ErrorCode, Limits, Sandbox, Status, VideoInfo
+from tubelet.video import (
+    Decoded,
+    DecodeError,
+    DecoderStartError,
+    ErrorCode,
+    Limits,
+    Sandbox,
+    Status,
+    VideoInfo,
+    View,
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -108,6 +118,16 @@ class Prober:
             raise  # no object's fault: without a decoder there is nothing to say of any
         except Exception as error:  # a fault of ours in one object must not cost the other million
             return failed(ErrorCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
+
+    def decode(self, info: ObjectInfo, views: Sequence[View]) -> Decoded:
+        """Clips of one object.
+
+        Raises:
+            DecodeError: why there are none.
+            DecoderStartError: this machine cannot start a decoder.
+        """
+        opener = ObjectOpener(info.uri, info.size_bytes, info.etag or None, self._options)
+        return self._sandbox().decode_views(opener, views)
 
     def _sandbox(self) -> Sandbox:
         sandbox: Sandbox | None = getattr(self._own, "sandbox", None)

@@ -15,6 +15,8 @@ from tubelet.config import UserError
 from tubelet.corpus.labels import Examples, LabelRow, Labels
 from tubelet.corpus.split_names import normalise_split
 
+TOGETHER = "together:"
+"""Before the rest of a rule: duplicates get one split."""
 DEFAULT_FRACTIONS = "train=0.8,val=0.1,test=0.1"
 # Clips of one recording in UCF101 are called v_Archery_g08_c01.avi, …_g08_c02.avi and so on.
 _UCF_CLIP = re.compile(r"(v_[A-Za-z]+_g\d\d)_c\d\d\.")

@@ -1,0 +1,120 @@
+"""Reads videos for what tells duplicates, and keeps what was found: unchanged ones are not read again."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tubelet import storage
+from tubelet.corpus.beside import beside
+from tubelet.corpus.likeness import HASHES, VIEW, Hashes, digest_of, hashes_of
+from tubelet.corpus.probing import Prober
+from tubelet.progress import ProgressLine
+from tubelet.storage import ObjectInfo, StorageOptions
+from tubelet.storage.opener import ObjectOpener
+from tubelet.video import DecodeError
+
+_log = logging.getLogger(__name__)
+
+How = Literal["exact", "near"]
+Row = dict[str, Any]
+
+_NAME = "fingerprints.parquet"
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("etag", pa.string()),
+        ("digest", pa.string()),
+        ("bits", pa.list_(pa.uint64())),
+        ("said", pa.list_(pa.bool_())),
+    ]
+)
+
+
+class Fingerprints:
+    """Digests and hashes of a manifest's videos, by key and etag.
+
+    Args:
+        out: the manifest, beside which they are kept.
+        options: how to reach it, and the videos.
+    """
+
+    def __init__(self, out: str, options: StorageOptions) -> None:
+        self._place, self._options = beside(out, _NAME), options
+        self._known: dict[tuple[str, str], Row] = {}
+        try:
+            rows = pq.read_table(io.BytesIO(storage.read_bytes(self._place, options))).to_pylist()
+            self._known = {(row["key"], row["etag"]): row for row in rows}
+        except (FileNotFoundError, pa.ArrowException, KeyError):
+            pass  # what is not known is looked at
+        self.unread = 0
+
+    def look(self, rows: list[Row], how: How, prober: Prober) -> None:
+        """Find out what is missing of ``rows``, and keep it; forget all others.
+
+        Exact copies have one size: the bytes of a video whose size no other has are not read.
+        """
+        sizes, counts = np.unique([row["size"] or 0 for row in rows], return_counts=True)
+        shared = set(sizes[counts > 1].tolist()) - {0}
+        wanted: list[tuple[Row, bool, bool]] = []
+        for row in rows:
+            known = self._known.get(_name(row), {})
+            digest = row["size"] in shared and not known.get("digest")
+            hashes = how == "near" and not known.get("bits")
+            if digest or hashes:
+                wanted.append((row, digest, hashes))
+        kept = {_name(row): self._known[_name(row)] for row in rows if _name(row) in self._known}
+        if wanted:
+            with ProgressLine("looking for duplicates", len(wanted), "videos") as line:
+                for row, found in prober.map(wanted, lambda one: (one[0], self._found(*one, prober))):
+                    known = kept.get(_name(row), dict.fromkeys(_SCHEMA.names))
+                    kept[_name(row)] = {**known, **found, "key": row["key"], "etag": row["etag"] or ""}
+                    line.advance(1, errors=self.unread)
+        self._known = kept
+        if wanted:
+            self._save(kept.values())
+
+    def digest(self, row: Row) -> str | None:
+        """Of the bytes, where another video may have the same."""
+        found: str | None = self._known.get(_name(row), {}).get("digest")
+        return found
+
+    def hashes(self, rows: list[Row]) -> Hashes:
+        """Of the frames; those of a video that was not looked at say nothing."""
+        bits, said = np.zeros((len(rows), HASHES), np.uint64), np.zeros((len(rows), HASHES), np.bool_)
+        for number, row in enumerate(rows):
+            known = self._known.get(_name(row), {})
+            if known.get("bits"):
+                bits[number], said[number] = known["bits"], known["said"]
+        return Hashes(bits, said)
+
+    def _found(self, row: Row, digest: bool, hashes: bool, prober: Prober) -> Row:
+        info = ObjectInfo(row["uri"], row["path"], row["etag"] or "", row["size"])
+        found: Row = {}
+        try:
+            if digest:
+                found["digest"] = digest_of(
+                    ObjectOpener(info.uri, info.size_bytes, info.etag or None, self._options)
+                )
+            if hashes:
+                of_frames = hashes_of(prober.decode(info, [VIEW]).clips[0])
+                found |= {"bits": of_frames.bits.tolist(), "said": of_frames.said.tolist()}
+        except (DecodeError, OSError) as error:
+            self.unread += 1
+            _log.info("no fingerprint of %s: %s", row["path"], error)
+        return found
+
+    def _save(self, rows: Iterable[Row]) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(list(rows), _SCHEMA), buffer, compression="zstd")
+        storage.write_bytes(self._place, buffer.getvalue(), self._options)
+
+
+def _name(row: Row) -> tuple[str, str]:
+    return row["key"], row["etag"] or ""
