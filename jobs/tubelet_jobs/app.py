@@ -26,6 +26,7 @@ JOBS: dict[str, Job] = {
     "index": Job(
         "List the videos of a bucket, look into each, and write the manifest.", "the same command goes on"
     ),
+    "prepare": Job("Copy the videos of a manifest, small and cheap to seek in.", "the same command goes on"),
     "train": Job(
         "Fine-tune a ViViT on the labelled videos of a manifest.",
         "what was saved is kept; go on with --resume",
@@ -34,6 +35,7 @@ JOBS: dict[str, Job] = {
     "label": Job("Label every video of a bucket, one row per video.", "the same command goes on"),
     "embed": Job("Embed every video of a bucket, one row per video.", "the same command goes on"),
     "review": Job("Make one HTML page of what was labelled."),
+    "forget": Job("Take videos out of a manifest and of what was made of it.", "the same command goes on"),
     "recipes": Job("List the recipes of train, show one, explain its settings."),
     "submit": Job("Run a job on a Ray cluster."),
     "jobs": Job("List the jobs of a Ray cluster, look at one, read its log, stop it."),

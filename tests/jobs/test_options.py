@@ -22,8 +22,12 @@ from typer.testing import CliRunner
 # Names that scripts rely on. A new option is added here; none goes.
 NAMES = {
     "bench": "kind more_peers --vs --full --json --videos --driver --plan --hours --prices",
-    "index": "src --out --labels --listing --split --include --update --workers --max-error-rate"
-    " --retry-errors --anonymous --single-writer --break-lock --deadline --max-frames --memory --dry-run",
+    "index": "src --out --labels --listing --split --duplicates --include --update --workers --max-error-rate"
+    " --retry-errors --tracking-uri --anonymous --single-writer --break-lock --deadline --max-frames --memory"
+    " --dry-run",
+    "prepare": "source --out --short-side --gop --crf --segments --include --max-error-rate --retry-errors"
+    " --workers --ray-address --anonymous --single-writer --break-lock --deadline --max-frames --memory"
+    " --dry-run",
     "train": "overrides --manifest --out --recipe --init --resume --features --experiment"
     " --ray-address --tracking-uri"
     " --anonymous --single-writer --break-lock --deadline --max-frames --memory --dry-run",
@@ -39,6 +43,7 @@ NAMES = {
     " --single-writer --break-lock --ray-address --deadline --max-frames --memory --dry-run",
     "review": "predictions other --out --limit --frames --height --queue --manifest --presign --anonymous"
     " --host --port --corrections --dry-run --serve",
+    "forget": "uris --manifest --out --tracking-uri --anonymous --single-writer --break-lock --dry-run",
     "recipes": "name --keys",
     "submit": "job --address --name --wait --no-wait --pip --shared-fs --dry-run",
     "jobs": "action name --address --follow",

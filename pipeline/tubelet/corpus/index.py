@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from tubelet import storage
 from tubelet._version import __version__
-from tubelet.config import Option, Settings
+from tubelet.config import Option, Settings, UserError
 from tubelet.corpus.assembly import Assembly
+from tubelet.corpus.beside import notes_folder, report_of
 from tubelet.corpus.earlier import RULES, Earlier, check_output
 from tubelet.corpus.labels import FOLDERS, load_labels
 from tubelet.corpus.listing import Listing, list_corpus
 from tubelet.corpus.looking import Looking
+from tubelet.corpus.marking import mark_duplicates
 from tubelet.corpus.probed import Probed
 from tubelet.corpus.probing import Prober, default_workers
 from tubelet.corpus.probing_on_ray import cluster_prober
 from tubelet.corpus.publication import manifest_writer
-from tubelet.corpus.splits import parse_split, split_column_of
+from tubelet.corpus.splits import TOGETHER, parse_split, split_column_of
 from tubelet.corpus.tally import IndexTally
+from tubelet.corpus.tombstones import forgotten
 from tubelet.corpus.versions import record_folder, staging_folder
 from tubelet.decode_limits import DecodeLimits
 from tubelet.error_rate import MaxErrorRate
@@ -51,7 +54,9 @@ class IndexConfig(Settings):
     labels: Annotated[tuple[str, ...], Option(metavar="FILE|folders"), BeforeValidator(_as_tuple)] = ()
     """A label file, or folders, where each class has one; may be repeated, the later ones win."""
     split: Annotated[str | None, Option(metavar="SPEC")] = None
-    """train=0.8,val=0.1,test=0.1; column:NAME; group:REGEX."""
+    """train=0.8,val=0.1,test=0.1; column:NAME; group:REGEX. together:SPEC: duplicates share one."""
+    duplicates: Annotated[Literal["exact", "near"] | None, Option()] = None
+    """Mark videos that are there twice: the same content, or near, what looks the same (reads all videos)."""
     include: Annotated[str | None, Option(metavar="GLOB")] = None
     """Only these, for example '*.mp4'."""
     listing: Annotated[str | None, Option(metavar="FILE")] = None
@@ -64,6 +69,8 @@ class IndexConfig(Settings):
     """With --update: open all objects again that had an error, whatever the error."""
     max_error_rate: Annotated[MaxErrorRate, Option()] = 0.2
     """End when more of the last thousand failed for the store's or the machine's doing."""
+    tracking_uri: Annotated[str | None, Option()] = None
+    """MLflow server that is shown the report (default: none)."""
     limits: DecodeLimits = DecodeLimits()
     """What opening a video may cost."""
     options: StorageOptions = DEFAULT_OPTIONS
@@ -91,6 +98,7 @@ class IndexSummary:
         to_retry: errors of the store's or the machine's doing; the next update tries them again.
         reasons: errors by code.
         skipped_by: ``skipped`` by the reason.
+        duplicates: videos that show what another one shows, where they were looked for.
         to_probe: objects a dry run would have opened.
         dry_run: nothing was written; labels and splits are those of all objects.
         warnings: what the user should know.
@@ -112,6 +120,7 @@ class IndexSummary:
     to_retry: int
     reasons: dict[str, int]
     skipped_by: dict[str, int]
+    duplicates: int | None = None
     to_probe: int = 0
     dry_run: bool = False
     warnings: list[str] = field(default_factory=list)
@@ -162,13 +171,31 @@ class _Index:
                 tally = IndexTally(self.src, self.config.max_error_rate)
                 probed = Probed(self.out, Path(folder))
                 reused = self._write(listing, earlier, probed, tally, lock)
-                return self._summary(listing, earlier, tally, reused)
+                return self._marked(self._summary(listing, earlier, tally, reused))
+
+    def _marked(self, summary: IndexSummary) -> IndexSummary:
+        """The duplicates are marked in the manifest that was written."""
+        config = self.config
+        if config.duplicates is None:
+            return summary
+        workers = config.workers or default_workers()
+        with Prober(workers, config.options, config.limits.limits()) as prober:
+            found = mark_duplicates(
+                self.out, config.duplicates, prober, together=self._together, options=config.options
+            )
+        splits = dict(sorted(found.by_split.items())) if self._together else summary.splits
+        warnings = [*summary.warnings, *found.warnings]
+        return replace(summary, duplicates=found.duplicates, splits=splits, warnings=warnings)
+
+    @property
+    def _together(self) -> bool:
+        return (self.config.split or "").startswith(TOGETHER)
 
     def _remember(self, known: dict[str, Any]) -> None:
         """An update that names no labels, split or include goes by those the manifest was made with."""
         kept = {
             n: known[n]
-            for n in ("split", "include")
+            for n in ("split", "include", "duplicates")
             if getattr(self.config, n) is None and known.get(n) is not None
         }
         if self.config.split is None:
@@ -180,8 +207,18 @@ class _Index:
     @contextmanager
     def _list(self) -> Iterator[Listing]:
         config = self.config
-        labels = load_labels(config.labels, self.src, config.options, split_column_of(config.split))
-        split = parse_split(config.split, labels, self._split_before)
+        labels = load_labels(
+            config.labels,
+            self.src,
+            config.options,
+            split_column_of((config.split or "").removeprefix(TOGETHER)),
+        )
+        rule = (config.split or "").removeprefix(TOGETHER) or None
+        if self._together and config.duplicates is None:
+            raise UserError(f"--split {config.split} needs --duplicates exact, or near")
+        if self._together and (rule or "").startswith("column:"):
+            raise UserError("--split together: goes with fractions or group:REGEX; a column's splits stay")
+        split = parse_split(rule, labels, self._split_before)
         self._split_rule = split.spec
         with ExitStack() as stack:
             with ProgressLine("listing", None, "objects") as line:
@@ -194,6 +231,7 @@ class _Index:
                         include=config.include,
                         listing_file=config.listing,
                         leave_out=self._is_ours,
+                        forgotten=forgotten(self.out, config.options),
                         is_label_file=lambda info: info.uri in labels.files,
                         on_objects=line.advance,
                     )
@@ -202,8 +240,13 @@ class _Index:
 
     def _is_ours(self, info: ObjectInfo) -> bool:
         """So may the manifest, its lock, and what is kept of it while it is made."""
-        folders = (self.out, lock_folder(self.out), staging_folder(self.out), record_folder(self.out))
-        return info.uri == self.out or info.uri.startswith(tuple(f"{folder}/" for folder in folders))
+        folders = (
+            *(self.out, lock_folder(self.out), staging_folder(self.out), record_folder(self.out)),
+            notes_folder(self.out),
+        )
+        return info.uri in (self.out, report_of(self.out)) or info.uri.startswith(
+            tuple(f"{folder}/" for folder in folders)
+        )
 
     def _write(
         self, listing: Listing, earlier: Earlier, probed: Probed, tally: IndexTally, lock: OutputLock
@@ -238,6 +281,7 @@ class _Index:
             "split": config.split,
             "split_rule": self._split_rule,
             "include": config.include,
+            "duplicates": config.duplicates,
             "version": __version__,
             "rules": RULES,
         }

@@ -7,7 +7,7 @@ before the first video is opened; and memory stays flat, whatever the number of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -115,6 +115,7 @@ def list_corpus(
     listing_file: str | None = None,
     leave_out: Callable[[ObjectInfo], bool] = lambda info: False,
     is_label_file: Callable[[ObjectInfo], bool] = lambda info: False,
+    forgotten: Collection[str] = (),
     on_objects: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Listing]:
     """List ``src``, label and split what is there; the listing lives as long as the block.
@@ -128,6 +129,7 @@ def list_corpus(
         include: a glob; what it does not match is skipped.
         leave_out: objects that are the job's own output: not even counted.
         is_label_file: a label file among the videos is skipped.
+        forgotten: keys of objects that are to stay out.
         on_objects: told how many more were listed, for the progress.
 
     Yields:
@@ -151,6 +153,8 @@ def list_corpus(
         for info in found:
             if is_label_file(info):
                 listing.skipped["the label file"] += 1
+            elif forgotten and key_of(info.path) in forgotten:
+                listing.skipped["forgotten"] += 1
             elif not leave_out(info):
                 listing.add(_row(info, labels, split))
                 if listing.objects % _BATCH_ROWS == 0:

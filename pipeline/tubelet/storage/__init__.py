@@ -32,6 +32,7 @@ from tubelet.storage.api import (
     stat,
     upload_dir,
     upload_file,
+    walk,
     write_bytes,
 )
 from tubelet.storage.base import (
@@ -107,6 +108,7 @@ __all__ = [
     "store_for",
     "upload_dir",
     "upload_file",
+    "walk",
     "with_retries",
     "write_bytes",
     "write_if_unchanged",

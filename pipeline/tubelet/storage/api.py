@@ -86,6 +86,12 @@ def exists(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTION
     return store.stat(root) is not None or store.holds_any(root)
 
 
+def walk(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> Iterator[ObjectInfo]:
+    """Every object below ``uri``, hidden ones too."""
+    root = normalise_uri(uri)
+    return store_for(root, options).walk(root)
+
+
 def list_names(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> list[str]:
     """Names directly under ``uri``, files and folders alike, sorted, hidden ones too; empty if missing."""
     root = normalise_uri(uri)

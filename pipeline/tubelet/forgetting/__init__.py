@@ -1,0 +1,1 @@
+"""Takes a video out of what was made of it."""
