@@ -24,7 +24,7 @@ NAMES = {
     "bench": "kind more_peers --vs --full --json --videos --driver --plan --hours --prices",
     "index": "src --out --labels --listing --split --duplicates --include --update --workers --max-error-rate"
     " --retry-errors --tracking-uri --anonymous --single-writer --break-lock --deadline --max-frames --memory"
-    " --dry-run",
+    " --ray-address --dry-run",
     "prepare": "source --out --short-side --gop --crf --segments --include --max-error-rate --retry-errors"
     " --workers --ray-address --anonymous --single-writer --break-lock --deadline --max-frames --memory"
     " --dry-run",
@@ -164,4 +164,4 @@ def test_jobs_take_settings() -> None:
 
     found = settings_class(index.command)
     assert found is not None
-    assert found.__name__ == "IndexConfig"
+    assert found.__name__ == "IndexOptions"

@@ -22,7 +22,8 @@ from tubelet.copies.config import PrepareConfig
 from tubelet.copies.manifest import Copies, Whole, live, rows_of_copies, schema_of
 from tubelet.copies.table import FOLDER, SCHEMA, VIDEOS, described
 from tubelet.copies.worker import CopyJob, CopyWorker
-from tubelet.corpus.manifest import ManifestSlices, is_manifest, manifest_writer, read_manifest
+from tubelet.corpus.manifest import ManifestSlices, is_manifest, read_manifest
+from tubelet.corpus.publication import manifest_writer
 from tubelet.error_rate import ErrorRate
 from tubelet.inference.driver import Driver
 from tubelet.inference.graph import check_reachable, resources_for

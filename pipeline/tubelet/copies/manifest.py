@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tubelet.copies.table import FILE_COLUMNS, ORIGIN_COLUMNS, SCHEMA
 from tubelet.corpus.digests import digests
-from tubelet.corpus.known_rows import KnownRows
+from tubelet.corpus.known_rows import KnownRows, spans
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.sink import part_name, part_numbers
 from tubelet.video import Status
@@ -65,7 +64,7 @@ class Copies:
     """
 
     def __init__(self, files: OutputFiles, file: Path) -> None:
-        self._rows = KnownRows(file)
+        self._rows = KnownRows(file, SCHEMA)
         for number in part_numbers(files.names()):
             part = files.read_table(part_name(number))
             self._rows.add(part.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(None))
@@ -75,19 +74,14 @@ class Copies:
         """The copies of each row's video that are of its content, by window."""
         if not self._rows.rows:
             return [{} for _ in rows]
-        firsts, lasts = self._rows.find([row["key"] for row in rows])
-        spans = [self._rows.rows_at(np.arange(a, b)) for a, b in zip(firsts, lasts, strict=True)]
-        taken = iter(self._rows.take(np.concatenate([np.zeros(0, np.int64), *spans])))
-        found = []
-        for row, span in zip(rows, spans, strict=True):
-            copies = [next(taken) for _ in span]
-            found.append(
-                {
-                    copy["window"]: copy
-                    for copy in copies
-                    if copy["key"] == row["key"] and copy["etag"] == (row["etag"] or "")
-                }
-            )
+        wanted = pa.RecordBatch.from_pydict({"key": pa.array([row["key"] for row in rows], pa.string())})
+        places, owners = spans(*self._rows.find(wanted))
+        taken = self._rows.gather(self._rows.rows_at(places), SCHEMA.names).to_pylist()
+        found: list[dict[int, Row]] = [{} for _ in rows]
+        for owner, copy in zip(owners.tolist(), taken, strict=True):
+            row = rows[owner]
+            if copy["key"] == row["key"] and copy["etag"] == (row["etag"] or ""):
+                found[owner][copy["window"]] = copy
         return found
 
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tubelet.corpus.digests import digests
-from tubelet.corpus.duplicates import Videos, originals
 from tubelet.corpus.duplicate_hashes import Fingerprints, How
-from tubelet.corpus.manifest import ManifestSlices, made_from, manifest_writer, read_manifest
+from tubelet.corpus.duplicates import Videos, originals
+from tubelet.corpus.manifest import ManifestSlices, made_from, read_manifest
 from tubelet.corpus.probing import Prober
+from tubelet.corpus.publication import manifest_writer
 from tubelet.corpus.split_names import normalise_split
 from tubelet.storage import StorageOptions
 from tubelet.storage.pinned import retry_if_changed

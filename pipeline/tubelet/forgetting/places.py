@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 
 from tubelet import storage
 from tubelet.corpus.beside import notes_folder, report_of
-from tubelet.corpus.manifest import ManifestSlices, is_manifest, made_from, manifest_writer
+from tubelet.corpus.manifest import ManifestSlices, is_manifest, made_from
+from tubelet.corpus.publication import manifest_writer
 from tubelet.corpus.tombstones import forget_keys
+from tubelet.corpus.versions import drop_earlier
 from tubelet.inference.feature_table import features_of
 from tubelet.inference.output import OutputFiles
 from tubelet.storage import ObjectInfo, StorageOptions
@@ -60,6 +62,7 @@ def forget_in(place: str, keys: Collection[str], options: StorageOptions) -> Tak
             # First of all, so that an index which runs after a stop does not bring them back.
             forget_keys(root, keys, options)
             taken.rows += retry_if_changed(lambda: _rewrite_manifest(root, keys, options))
+            drop_earlier(root, options)  # versions before, which have the rows
             around = [notes_folder(root), features_of(root)] if root.endswith(".parquet") else []
             _remove(report_of(root), taken, options)
         else:
