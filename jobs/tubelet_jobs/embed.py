@@ -28,6 +28,8 @@ def command(options: EmbedOptions) -> None:
     if options.dry_run:
         say(job.describe())
         return
+    if options.ray_address:  # so that what has to be indexed first is looked into there, too
+        connect_ray(options.ray_address)
     summary = job.run(lambda: connect_ray(options.ray_address))
     if not summary.embedded:
         say(f"nothing to do: all {summary.objects} objects are embedded in {summary.out}")

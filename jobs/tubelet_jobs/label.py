@@ -55,6 +55,8 @@ def command(options: LabelOptions) -> None:
     if options.dry_run:
         say(job.describe())
         return
+    if options.ray_address:  # so that what has to be indexed first is looked into there, too
+        connect_ray(options.ray_address)
     page = None
     if config.review_limit:
         anonymous = config.storage.anonymous
