@@ -64,7 +64,7 @@ def _index(folder: str) -> None:
     update = Path(folder, "manifest").joinpath("_manifest.json").exists()
     listing = f"{folder}/listing{'2' if update else ''}.parquet"
     config = IndexConfig(
-        src="s3://bucket", out=f"{folder}/manifest", labels=("folders",), listing=listing, update=update
+        src=f"{folder}/videos", out=f"{folder}/manifest", labels=("folders",), listing=listing, update=update
     )
     summary = index_corpus(config)
     assert summary.probed == 0, f"{summary.probed} objects were opened"
@@ -128,9 +128,11 @@ def _make(folder: Path, objects: int) -> None:
     say(f"{objects} objects")
     staging = folder / "manifest" / "_staging"
     staging.mkdir(parents=True)
+    for number in range(_CLASSES):  # which folder is a class is asked of the store
+        (folder / "videos" / f"class-{number:03d}").mkdir(parents=True)
     writers: dict[str, Any] = {}
     for first in range(0, objects, _SLICE):
-        for name, listing, verdicts in _slice_of(first, min(_SLICE, objects - first)):
+        for name, listing, verdicts in _slice_of(folder / "videos", first, min(_SLICE, objects - first)):
             if name not in writers:
                 writers[name] = pq.ParquetWriter(folder / f"{name}.parquet", listing.schema)
             writers[name].write_table(listing)
@@ -140,7 +142,7 @@ def _make(folder: Path, objects: int) -> None:
         writer.close()
 
 
-def _slice_of(first: int, count: int) -> Iterator[tuple[str, Any, Any]]:
+def _slice_of(src: Path, first: int, count: int) -> Iterator[tuple[str, Any, Any]]:
     import numpy as np
     import pyarrow as pa
     from tubelet.corpus.manifest import key_of
@@ -151,7 +153,7 @@ def _slice_of(first: int, count: int) -> Iterator[tuple[str, Any, Any]]:
     for name in ("listing", "listing2"):
         changed = [name == "listing2" and i % _CHANGED == 0 for i in numbers]
         etags = [f"{i + (1 << 60) * new:032x}" for i, new in zip(numbers, changed, strict=True)]
-        columns = {"uri": [f"s3://bucket/{p}" for p in paths], "size": [1 << 20] * count, "etag": etags}
+        columns = {"uri": [f"{src}/{path}" for path in paths], "size": [1 << 20] * count, "etag": etags}
         found = {
             "key": [key_of(path) for path in paths],
             "etag": etags,
