@@ -32,7 +32,9 @@ def run(argv: Sequence[str]) -> int:
     with Signals() as signals:
         status, line = _outcome(argv, signals, debug=debug)
         if line:
-            print(f"error: {line}", file=sys.stderr, flush=True)
+            from tubelet.redaction import redacted
+
+            print(f"error: {redacted(line)}", file=sys.stderr, flush=True)
     return status
 
 
@@ -69,7 +71,9 @@ def _line_of(error: BaseException, *, debug: bool) -> str:
     if isinstance(error, UserError):
         return str(error)
     if debug:
-        traceback.print_exception(error)
+        from tubelet.redaction import redacted
+
+        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr, end="")
     return f"{_in_a_line(error)}\n(set TUBELET_DEBUG=1 for the traceback)"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tubelet.config import Option, Settings, UserError
+from tubelet.redaction import redacted, redacted_values
 
 from tubelet_jobs import given_environment
 from tubelet_jobs.environment import forwarded, make_paths_absolute
@@ -99,12 +100,21 @@ def _start_local(given: Mapping[str, Any]) -> None:
                 ) from error
             _log.warning("Ray did not start, trying once more: %s", reason)
         else:
+            _close_session()
             return
 
 
 def _ray_folder() -> str:
     """Where a local Ray keeps its files."""
     return str(Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray")
+
+
+def _close_session() -> None:
+    """Logs and sockets of the Ray that this process started are nobody else's to read."""
+    from ray._private.worker import _global_node
+
+    if _global_node is not None:
+        os.chmod(_global_node.get_session_dir_path(), 0o700)
 
 
 def _runtime_env(folder: Path, *, local: bool) -> dict[str, Any]:
@@ -126,12 +136,12 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     """Print the job's result as one JSON line, the last of stdout."""
     from tubelet.plain_json import plain
 
-    print(json.dumps(plain(summary), allow_nan=False), flush=True)
+    print(json.dumps(redacted_values(plain(summary)), allow_nan=False), flush=True)
 
 
 def say(message: str) -> None:
     """A line for the person at the terminal: to stderr, so that stdout stays the summary."""
-    print(message, file=sys.stderr, flush=True)
+    print(redacted(message), file=sys.stderr, flush=True)
 
 
 def review_page(**settings: Any) -> MakePage:

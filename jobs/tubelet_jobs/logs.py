@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tubelet.redaction import RedactingFilter
+
 
 class _StderrHandler(logging.Handler):
     """Writes to what stderr is at that moment: a live progress bar and tests put another in its place."""
@@ -30,6 +32,7 @@ def log_to_stderr(*, debug: bool = False) -> Iterator[None]:
     """Show what the library logs: from INFO on, with ``debug`` all of it."""
     log, handler = logging.getLogger("tubelet"), _StderrHandler()
     handler.setFormatter(_Format())
+    handler.addFilter(RedactingFilter())
     level, propagate = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.DEBUG if debug else logging.INFO)

@@ -15,11 +15,19 @@ from typing import Any, ClassVar, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tubelet.redaction import redacted
+
 S = TypeVar("S", bound="Settings")
 
 
 class UserError(ValueError):
-    """Something the user can mend. The message is one or two lines: what is wrong, and what to do."""
+    """Something the user can mend. The message is one or two lines: what is wrong, and what to do.
+
+    Passwords and signatures in it are cut.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(item) if isinstance(item, str) else item for item in args))
 
 
 @dataclass(frozen=True)

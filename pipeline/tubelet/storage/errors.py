@@ -12,36 +12,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tubelet.config import UserError
+from tubelet.redaction import RedactedError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class ObjectChangedError(OSError):
+class ObjectChangedError(RedactedError, OSError):
     """The object's content is no longer the one its etag named."""
 
     error_code = "changed"
     """Of the row that reads it (see ``tubelet.video.source.reading``)."""
 
 
-class StoreUnavailableError(ConnectionError, UserError):
+class StoreUnavailableError(RedactedError, ConnectionError, UserError):
     """The store cannot be reached, is overloaded, or broke an answer off: it may answer later.
 
     It says nothing about the object that was asked for.
     """
 
 
-class CredentialsError(PermissionError, UserError):
+class CredentialsError(RedactedError, PermissionError, UserError):
     """No credentials, or such that the store does not take (wrong, expired): no object can be read."""
 
     error_code = "credentials"
     """Of the row that reads it, as of :class:`ObjectChangedError`."""
 
 
-class DeniedError(PermissionError, UserError):
+class DeniedError(RedactedError, PermissionError, UserError):
     """The credentials are good, but do not give access to this object or bucket."""
 
 
-class DiskFullError(OSError, UserError):
+class DiskFullError(RedactedError, OSError, UserError):
     """No room is left on a local disk (or a quota or limit of file sizes is reached)."""
 
 

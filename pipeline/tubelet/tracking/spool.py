@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tubelet.redaction import redacted
+
 Record = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -210,7 +212,8 @@ def now_ms() -> int:
 
 def first_line(error: Exception) -> str:
     """An exception in one short line."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {redacted(line)[:200]}"
 
 
 def _next_batch(records: deque[Record]) -> list[Record]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from tubelet.config import UserError
+from tubelet.redaction import redacted
 from tubelet.storage.errors import local_writes
 from tubelet.tracking import registry
 from tubelet.tracking.spool import (
@@ -220,7 +221,7 @@ class Tracker:
             context: what for: ``train``, ``validation``, ``test``, ``label``.
             rows: how many videos that is.
         """
-        record = {"source": source, "digest": digest, "context": context, "rows": rows}
+        record = {"source": redacted(source), "digest": digest, "context": context, "rows": rows}
         self._spool.put({"kind": "dataset", **record})
 
     def flush(self, timeout_s: float = 60) -> bool:
@@ -334,7 +335,7 @@ def metric_name(name: str) -> str:
 
 
 def _strings(values: Mapping[str, object]) -> dict[str, str]:
-    return {str(k): str(v) for k, v in values.items() if v is not None}
+    return {str(k): redacted(str(v)) for k, v in values.items() if v is not None}
 
 
 def _spool_root() -> Path:

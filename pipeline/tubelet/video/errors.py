@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from tubelet.redaction import redacted
 from tubelet.video.content import Content
 
 
@@ -97,6 +98,7 @@ class DecodeError(Exception):
     """
 
     def __init__(self, code: str, message: str, content: Content | None = None) -> None:
+        message = redacted(message)
         super().__init__(message)
         self.code = ErrorCode(code)
         self.message = message
