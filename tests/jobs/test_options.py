@@ -33,9 +33,11 @@ NAMES = {
     " --anonymous --single-writer --break-lock --deadline --max-frames --memory --dry-run",
     "evaluate": "--model --manifest --split --views --out --batch --workers --max-error-rate --seed --ablate"
     " --learning-curve --features"
-    " --experiment --ray-address --tracking-uri --anonymous --deadline --max-frames --memory --dry-run",
+    " --experiment --ray-address --tracking-uri --anonymous --deadline --max-frames --memory"
+    " --dry-run",
     "label": "source --model --out --include --topk --scores --embeddings --embeddings-type --views --window"
-    " --stride --max-error-rate --retry-errors --new-version --export --review-limit --workers --predictors"
+    " --stride --max-error-rate --retry-errors --new-version --export --export-formulas --review-limit"
+    " --workers --predictors"
     " --gpus --experiment --ray-address --tracking-uri --anonymous --single-writer --break-lock"
     " --deadline --max-frames --memory --dry-run",
     "embed": "source --model --out --include --clips --per-frame --type --frames --stride --size"

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from tubelet import storage
+from tubelet.cells import defused
 from tubelet.config import UserError
 from tubelet.evaluation.evaluate import Evaluation
 from tubelet.evaluation.figures import evaluation_figures
@@ -106,7 +107,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: defused(cell) for name, cell in row.items()} for row in rows)
     return text.getvalue()
 
 

@@ -46,6 +46,8 @@ class LabelConfig(Settings):
     """Move rows of another model or sampling under _versions/."""
     export: Annotated[str | None, Option(metavar="FILE")] = None
     """Also write all rows to this .jsonl or .csv file."""
+    export_formulas: Annotated[bool, Option()] = False
+    """Leave text that a spreadsheet would run as a formula as it is (default: an apostrophe before it)."""
     review_limit: Annotated[int, Option(), Field(ge=0)] = 100
     """Most videos on the review page that is made at the end; 0 for no page."""
     workers: Annotated[int | None, Option(), Field(ge=1)] = None

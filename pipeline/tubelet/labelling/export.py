@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from tubelet import storage
+from tubelet.cells import defused
 from tubelet.config import UserError
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.sink import part_name, part_numbers
@@ -25,10 +26,11 @@ def check_target(uri: str) -> None:
         raise UserError(f"--export {uri}: end the name in {' or '.join(FORMATS)}")
 
 
-def export(files: OutputFiles, uri: str) -> int:
+def export(files: OutputFiles, uri: str, *, formulas: bool = False) -> int:
     """Write all rows at the root of ``files`` to ``uri``, part by part; returns how many.
 
-    In CSV, lists are JSON. The file appears whole, or not at all.
+    In CSV, lists are JSON, and unless ``formulas`` are wanted no cell is one (see :func:`defused`). The file
+    appears whole, or not at all.
 
     Raises:
         UserError: the name says neither ``.jsonl`` nor ``.csv``.
@@ -39,7 +41,7 @@ def export(files: OutputFiles, uri: str) -> int:
         local = Path(folder) / "rows"
         with local.open("w", encoding="utf-8", newline="") as target:
             for table in _parts(files):
-                text = _csv(table, header=not rows) if as_csv else _jsonl(table)
+                text = _csv(table, header=not rows, formulas=formulas) if as_csv else _jsonl(table)
                 target.write(text)
                 rows += table.num_rows
         storage.upload_file(local, uri, files.options)
@@ -55,12 +57,13 @@ def _jsonl(table: pa.Table) -> str:
     return "".join(json_text(row) + "\n" for row in table.to_pylist())
 
 
-def _csv(table: pa.Table, *, header: bool) -> str:
+def _csv(table: pa.Table, *, header: bool, formulas: bool) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     if header:
         writer.writerow(table.column_names)
     for row in table.to_pylist():
         values = plain(row).values()
-        writer.writerow([json_text(v) if isinstance(v, list) else v for v in values])
+        cells = [json_text(v) if isinstance(v, list) else v for v in values]
+        writer.writerow(cells if formulas else map(defused, cells))
     return text.getvalue()

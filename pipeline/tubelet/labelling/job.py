@@ -60,7 +60,7 @@ class LabelJob:
             else:
                 summary = summarise(prepared, Tally(), 0.0, None)
             if self.config.export is not None:
-                export(prepared.sinks[0].files, self.config.export)
+                export(prepared.sinks[0].files, self.config.export, formulas=self.config.export_formulas)
             return summary
 
     def describe(self) -> str:
