@@ -35,7 +35,9 @@ def command(config: EvaluateOptions) -> None:
     if config.dry_run:
         print_summary({"dry_run": True, "objects": job.objects})
         return
-    page = review_page(anonymous=config.anonymous)
+    # The table that the page is made of is kept nowhere, so it says whose mistakes these are.
+    title = f"Worst mistakes: {config.model} on {config.split} of {config.manifest}"
+    page = review_page(anonymous=config.anonymous, title=title, whole_uris=True)
     evaluation, summary = job.run(lambda: connect_ray(config.ray_address), page)
     for line in lines(evaluation):
         say(line)

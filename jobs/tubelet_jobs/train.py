@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 from tubelet.config import Option
@@ -30,9 +31,10 @@ class NamedRecipe(TrainSettings):
             UserError: no such recipe, or a setting that it refuses.
         """
         settings = {name: getattr(self, name) for name in TrainSettings.model_fields}
-        recipe = load_recipe(self.recipe or self._default(), self.overrides)
+        name = self.recipe or self._default()
+        recipe = load_recipe(name, self.overrides)
         scratch = load_recipe("tiny") if recipe.selection is not None else None
-        return Request(recipe=recipe, scratch=scratch, **settings)
+        return Request(recipe=recipe, recipe_name=Path(name).stem, scratch=scratch, **settings)
 
     def _default(self) -> str:
         """The recipe of a run that names none: one that fits few labels where there are weights to freeze."""

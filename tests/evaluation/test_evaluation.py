@@ -177,6 +177,14 @@ def test_the_job_writes_tables_figures_and_a_linked_run(
     page = (out / "worst.html").read_text("utf-8")
     assert page.count("data:image") == table["correct"].to_pylist().count(False)
     assert re.search(r'"truth": ?"(left|right)"', page)
+    shown = [
+        str(uri)
+        for uri, right in zip(*(table[c].to_pylist() for c in ("uri", "correct")), strict=True)
+        if not right
+    ]
+    assert shown
+    assert all(f'"path":"{uri}"' in page.replace('": "', '":"') for uri in shown)
+    assert "tubelet-evaluate-" not in page
     run = mlflow.MlflowClient(uri).get_run(str(summary["run_id"]))
     assert run.info.status == "FINISHED"
     assert run.data.metrics["top1"] == summary["top1"]

@@ -28,17 +28,17 @@ NAMES = {
     "prepare": "source --out --short-side --gop --crf --segments --include --max-error-rate --retry-errors"
     " --workers --ray-address --anonymous --single-writer --break-lock --deadline --max-frames --memory"
     " --dry-run",
-    "train": "overrides --manifest --out --recipe --init --resume --features --experiment"
+    "train": "overrides --manifest --out --recipe --init --resume --features --name --experiment"
     " --ray-address --tracking-uri"
     " --anonymous --single-writer --break-lock --deadline --max-frames --memory --dry-run",
     "evaluate": "--model --manifest --split --views --out --batch --workers --max-error-rate --seed --ablate"
-    " --learning-curve --features"
+    " --learning-curve --features --name"
     " --experiment --ray-address --tracking-uri --anonymous --deadline --max-frames --memory"
     " --dry-run",
     "label": "source --model --out --include --topk --scores --embeddings --embeddings-type --views --window"
     " --stride --max-error-rate --retry-errors --new-version --export --export-formulas --review-limit"
     " --workers --predictors"
-    " --gpus --experiment --ray-address --tracking-uri --anonymous --single-writer --break-lock"
+    " --gpus --name --experiment --ray-address --tracking-uri --anonymous --single-writer --break-lock"
     " --deadline --max-frames --memory --dry-run",
     "embed": "source --model --out --include --clips --per-frame --type --frames --stride --size"
     " --max-error-rate --retry-errors --workers --predictors --gpus --tracking-uri --anonymous"

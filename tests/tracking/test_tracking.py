@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,8 @@ from support import free_port, mlflow_server, wait_until
 from support.hostile import HostileFolder
 from tubelet.config import UserError
 from tubelet.tracking import ModelLink, Tracker, default_tracking_uri, model_name
-from tubelet.tracking.registry import check_uri, code_tags
+from tubelet.tracking.names import run_name, user
+from tubelet.tracking.registry import check_uri, code_tags, describe_version
 from tubelet.tracking.store import OWNER_TAG
 from tubelet.tracking.tracker import metric_name
 
@@ -51,7 +53,10 @@ def test_a_run_has_what_was_logged_and_its_origin(database: str) -> None:
     figure = Figure()
     figure.add_subplot().plot([1, 2])
     with start(
-        database, tags={"tubelet.manifest": "s3://b/m"}, params={"lr": 0.1, "long": "x" * 9000}
+        database,
+        tags={"tubelet.manifest": "s3://b/m"},
+        params={"lr": 0.1, "long": "x" * 9000},
+        description="what *it* does",
     ) as tracker:
         for step in range(1500):
             tracker.log_metrics({"loss": 1 / (step + 1), "class/a b:ä": 1.0}, step)
@@ -64,6 +69,8 @@ def test_a_run_has_what_was_logged_and_its_origin(database: str) -> None:
     assert run.info.status == "FINISHED"
     assert steps_of(database, run_id, "loss") == list(range(1500))
     assert run.data.metrics[metric_name("class/a b:ä")] == 1.0
+    assert run.data.tags["mlflow.note.content"] == "what *it* does"
+    assert run.data.tags["mlflow.user"] == run.info.user_id == user()
     assert run.data.params["lr"] == "0.1"
     assert run.data.params["long"].startswith("xxx")
     data = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
@@ -342,3 +349,22 @@ def test_a_prediction_run_points_at_the_model_s_run(database: str) -> None:
     assert tags["tubelet.model_run_id"] == trained.run_id
     assert tags["tubelet.model_version"] == "models:/m/4"
     assert tags["mlflow.parentRunId"] == trained.run_id
+
+
+def test_a_version_s_description_has_each_evaluation_once_and_fits(database: str) -> None:
+    client = mlflow.MlflowClient(database)
+    client.create_registered_model("described")
+    version = client.create_model_version("described", "file:///nowhere").version
+    link = ModelLink("models:/described/1", None, "described", str(version))
+    client.update_model_version("described", version, description="## Data\n\n- one\n")
+    for title, text in (("Evaluation: test", "old"), ("Evaluation: val", "1"), ("Evaluation: test", "new")):
+        describe_version(database, link, title, text)
+    found = client.get_model_version("described", version).description
+    assert found == "## Data\n\n- one\n\n## Evaluation: val\n\n1\n\n## Evaluation: test\n\nnew\n"
+    describe_version(database, link, "Evaluation: many", "a class\n" * 3000)
+    assert len(client.get_model_version("described", version).description) <= 5000
+
+
+def test_a_run_is_called_what_it_is_given_or_what_it_is_about() -> None:
+    assert run_name("mine", "tiny", "model2") == "mine"
+    assert re.fullmatch(r"tiny model2 \d{4}-\d\d-\d\d \d\d:\d\d", run_name(None, "tiny", "model2"))

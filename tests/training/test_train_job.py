@@ -91,12 +91,17 @@ def test_run_says_what_made_it(done: Fit) -> None:
     assert run.data.params["batch"] == "7"
     assert run.data.tags["tubelet.data_fingerprint"]
     assert run.data.tags["tubelet.manifest"] == done.request.manifest
+    assert run.info.run_name.split()[:2] == ["train", "model2"]
+    assert "labelled videos per split" in run.data.tags["mlflow.note.content"]
     files = {file.path for file in done.client.list_artifacts(done.summary["run_id"])}
-    assert files >= {"recipe.yaml", "failed_videos.tsv"}
+    assert files >= {"recipe.yaml", "failed_videos.tsv", "model_card.md"}
     name, version = done.summary["model_name"], done.summary["model_version"]
     assert str(done.client.get_model_version_by_alias(name, "final").version) == version
     best = done.client.get_model_version_by_alias(name, "best")
     assert str(best.version) == done.summary["best_version"]
+    for part in ("## Data", done.request.manifest, "## Recipe", "from scratch", "| right |", "## Limits"):
+        assert part in best.description, best.description
+    assert f"models:/{name}/VERSION" in done.client.get_registered_model(name).description
 
 
 def test_video_that_was_replaced_since_the_index_is_not_learned_from(done: Fit, tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ class EvaluateConfig(Settings):
     """What fewer and twice as many labels would give, from features of the training split."""
     features: Annotated[str | None, Option()] = None
     """Where these are kept (default: beside the manifest)."""
+    name: Annotated[str | None, Option()] = None
+    """Of the run in MLflow (default: what is evaluated, and the date)."""
     experiment: Annotated[str, Option()] = "tubelet"
     """MLflow experiment."""
     tracking_uri: Annotated[str | None, Option(envvar="MLFLOW_TRACKING_URI")] = None

@@ -11,12 +11,12 @@ from tubelet.corpus.manifest import read_manifest
 from tubelet.corpus.versions import pinned_uri
 from tubelet.evaluation.config import EvaluateConfig
 from tubelet.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate_model, labelled_rows
-from tubelet.evaluation.output import check_out, publish
+from tubelet.evaluation.output import card_text, check_out, publish
 from tubelet.inference.bundle import ModelBundle, find_link
 from tubelet.inference.output import MakePage
 from tubelet.progress import ProgressLine
 from tubelet.storage import StorageOptions
-from tubelet.tracking import Tracker
+from tubelet.tracking import Tracker, run_name
 
 
 class EvaluateJob:
@@ -78,6 +78,8 @@ class EvaluateJob:
                 options=self._options,
                 make_page=make_page,
             )
+            title = f"Evaluation: {self.config.split}, {self._views} views"
+            tracker.describe_version(self._link, title, card_text(evaluation, self.objects))
         return evaluation, {**summary, "out": out, "run_id": tracker.run_id}
 
     def _evaluate(self) -> Evaluation:
@@ -116,8 +118,14 @@ class EvaluateJob:
             "sampling": bundle.clip.sampling,
         }
         tracker = Tracker.start(
-            config.tracking_uri, config.experiment, f"evaluate-{config.split}", tags=tags, params=params
+            config.tracking_uri,
+            config.experiment,
+            run_name(config.name, "evaluate", config.split),
+            tags=tags,
+            params=params,
+            description=f"`tubelet evaluate`\n\n{self.describe()}",
         )
-        tracker.link_model(find_link(bundle, tracker.uri))
+        self._link = find_link(bundle, tracker.uri)
+        tracker.link_model(self._link)
         tracker.log_dataset(self._source, self._fingerprint, config.split, self.objects)
         return tracker

@@ -111,6 +111,22 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
+def card_text(evaluation: Evaluation, objects: int) -> str:
+    """The scores and those of each class, as Markdown for the description of a model."""
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in evaluation.scores.items())
+    text = [f"{objects} videos: {scores}"]
+    for head, report in evaluation.reports.items():
+        rows = [row for row in report.per_class if row["videos"]]
+        title = "class" if len(evaluation.reports) == 1 else head
+        found = [f"| {row['class']} | {row['videos']} | {_figure(row.get('recall'))} |" for row in rows]
+        text += ["", f"| {title} | videos | recall |", "| --- | --- | --- |", *found]
+    return "\n".join(text)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
 def lines(evaluation: Evaluation) -> Iterable[str]:
     """For a terminal: scores with their intervals, and the ten classes that do worst."""
     for name, value in evaluation.scores.items():

@@ -56,6 +56,8 @@ class LabelConfig(Settings):
     """Predictors apart from the decode workers (default: one per GPU)."""
     gpus: Annotated[float | None, Option(), Field(ge=0)] = None
     """GPUs of each predictor, such as 0.5; 0 for none."""
+    name: Annotated[str | None, Option()] = None
+    """Of the run in MLflow (default: what is labelled, and the date)."""
     experiment: Annotated[str, Option()] = "tubelet"
     """MLflow experiment."""
     tracking_uri: Annotated[str | None, Option(envvar="MLFLOW_TRACKING_URI")] = None

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tubelet import storage
 from tubelet.cells import defused
 from tubelet.inference.bundle import find_link
 from tubelet.labelling import figures
@@ -22,7 +23,7 @@ from tubelet.labelling.config import LabelConfig
 from tubelet.labelling.drift import expectation, total_variation
 from tubelet.labelling.prepare import Prepared
 from tubelet.plain_json import json_text
-from tubelet.tracking import Tracker
+from tubelet.tracking import Tracker, run_name
 from tubelet.video import Status, to_retry
 
 if TYPE_CHECKING:
@@ -131,7 +132,15 @@ class Report:
             "tubelet.manifest": prepared.manifest,
             "tubelet.manifest_fingerprint": prepared.fingerprint,
         }
-        tracker = Tracker.start(config.tracking_uri, config.experiment, "label", tags=tags, params=params)
+        tracker = Tracker.start(
+            config.tracking_uri,
+            config.experiment,
+            run_name(config.name, "label", storage.name_of(config.source)),
+            tags=tags,
+            params=params,
+            description=f"`tubelet label`\n\n{prepared.plan.work} of {prepared.plan.objects} objects of "
+            f"{config.source}, with {params['model']}, into {prepared.root.uri}",
+        )
         for link in links:
             tracker.link_model(link)
         tracker.log_dataset(prepared.manifest, prepared.fingerprint, "label", prepared.plan.objects)

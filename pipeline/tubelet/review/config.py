@@ -71,6 +71,11 @@ class ReviewConfig(Settings):
     anonymous: Annotated[bool, Option()] = False
     """Read public buckets without credentials."""
 
+    title: str | None = None
+    """Of the page (default: the name of PREDICTIONS, with where it lies)."""
+    whole_uris: bool = False
+    """Name videos by their URIs."""
+
     @field_validator("presign")
     @classmethod
     def _check_presign(cls, text: str | None) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from tubelet.review.sheets import SheetWriter
 from tubelet.review.survey import MAX_ERRORS, Place, Survey, read_predictions
 from tubelet.review.template import render
 from tubelet.storage import StorageOptions
+from tubelet.tracking.names import user
 
 # A page of more rows, or of more bytes, has its pictures in files beside it; MLflow shows one file alone.
 ALONE_ROWS = 500
@@ -95,7 +95,7 @@ class PageMaker:
         assert survey.shown is not None
         table = in_first_order(survey.shown) if self._queue is None else self._in_order_of_queue(survey.shown)
         truth = read_truth(config.manifest, config.storage_options) if config.manifest else {}
-        self.rows = page_rows(table, truth)
+        self.rows = page_rows(table, truth, whole_uris=config.whole_uris)
         self._add_reasons()
         self._add_likeness(table)
         if config.other:
@@ -202,11 +202,11 @@ class PageMaker:
             "served": self._served,
             "queue": self._config.queue,
             "compare": self._comparison.to_dict() if self._comparison else None,
-            "by": _user() if self._served else "",
+            "by": user() if self._served else "",
         }
         return render(
-            title=uri.rstrip("/").rpartition("/")[2] or "predictions",
-            origin=" · ".join([uri, *survey.origin]),
+            title=self._config.title or uri.rstrip("/").rpartition("/")[2] or "predictions",
+            origin=" · ".join([*([] if self._config.title else [uri]), *survey.origin]),
             tiles=survey.tiles,
             notes=list(_notes(survey, len(shown), len(failed), partly=partly, queue=self._config.queue)),
             data=data,
@@ -251,13 +251,6 @@ def _link(uri: str, lifetime_s: int | None, options: StorageOptions) -> str | No
     if not storage.is_remote(uri):
         return Path(uri).absolute().as_uri()
     return None if lifetime_s is None else storage.signed_url(uri, lifetime_s, options)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number that has no name
-        return ""
 
 
 def _notes(survey: Survey, shown: int, errors: int, *, queue: str | None, partly: bool) -> Iterator[str]:

@@ -27,14 +27,17 @@ def in_first_order(rows: pa.Table) -> pa.Table:
     return rows.take(pc.sort_indices(pa.table(columns), sort_keys=keys))
 
 
-def page_rows(rows: pa.Table, truth: Truth) -> list[dict[str, Any]]:
-    """What the page knows of each row, pictures and links apart."""
+def page_rows(rows: pa.Table, truth: Truth, *, whole_uris: bool = False) -> list[dict[str, Any]]:
+    """What the page knows of each row, pictures and links apart.
+
+    ``whole_uris``: name videos by their URIs, and not by their paths below the folder that all share.
+    """
     heads = [
         name
         for name in label_columns(rows)
         if name != "label" and f"topk_labels{name.removeprefix('label')}" in rows.column_names
     ]
-    prefix = common_folder(rows["uri"].to_pylist())
+    prefix = "" if whole_uris else common_folder(rows["uri"].to_pylist())
     return [_row(row, heads, prefix, truth) for row in rows.to_pylist()]
 
 

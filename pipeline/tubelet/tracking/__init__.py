@@ -4,12 +4,12 @@ Logging never blocks and never fails the job (design law 8): records go to a spo
 them, and a watchdog process sends what a killed driver left and gives its run the right final status.
 """
 
+from tubelet.tracking.names import model_name, run_name
 from tubelet.tracking.registry import (
     ModelLink,
     default_tracking_uri,
     metric_history,
     model_link,
-    model_name,
     resolve_model,
 )
 from tubelet.tracking.tracker import Tracker
@@ -22,4 +22,5 @@ __all__ = [
     "model_link",
     "model_name",
     "resolve_model",
+    "run_name",
 ]

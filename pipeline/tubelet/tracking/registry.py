@@ -24,6 +24,13 @@ from tubelet.tracking.store import client_for
 MODEL_FILE = "model.safetensors"
 _SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
+# What MLflow's databases hold of the description of a version.
+_LONGEST_DESCRIPTION = 5000
+_ABOUT_MODEL = """A video classifier trained by `tubelet train`; each version says what it was trained on.
+
+    tubelet label SRC --model models:/{name}/VERSION --out URI
+"""
+
 # What the logged model needs where it is loaded without tubelet.
 _REQUIREMENTS = (
     "mlflow",
@@ -92,18 +99,6 @@ def check_uri(uri: str | None) -> str:
     return uri
 
 
-def model_name(text: str) -> str:
-    """``text`` as MLflow takes it as the name of a model: what it refuses becomes ``-``.
-
-    Raises:
-        UserError: nothing of it is left.
-    """
-    name = re.sub(r"[/:.%\"'\s]+", "-", text).strip("-")
-    if not name:
-        raise UserError(f"{text!r} is no name for a model in MLflow: use letters, digits, - and _")
-    return name
-
-
 def code_tags() -> dict[str, str]:
     """Which code runs: the package's version, and the commit where it runs from a checkout."""
     tags = {"tubelet.version": __version__}
@@ -123,9 +118,18 @@ def code_tags() -> dict[str, str]:
 
 
 def log_model(
-    uri: str, run_id: str, bundle: Path, name: str, *, alias: str | None = None, step: int = 0
+    uri: str,
+    run_id: str,
+    bundle: Path,
+    name: str,
+    *,
+    alias: str | None = None,
+    step: int = 0,
+    card: str = "",
 ) -> str | None:
     """Log the model folder as MLflow's own kind of model, and register it; returns the version.
+
+    ``card``: what the version says of itself, in Markdown.
 
     The logged folder holds ``model.safetensors`` (weights, config, label names, preprocessing) and the code
     that reads it, so that ``mlflow.pyfunc.load_model`` works without tubelet and without the recipe.
@@ -144,7 +148,7 @@ def log_model(
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
     with _as_default(uri):
-        return _register(client, name, logged.model_id, alias)
+        return _register(client, name, logged.model_id, alias, card)
 
 
 def resolve_model(uri: str, tracking_uri: str | None = None) -> tuple[Path, ModelLink]:
@@ -275,7 +279,31 @@ def _as_default(uri: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _register(client: Any, name: str, model_id: str, alias: str | None) -> str:
+def describe_version(uri: str, link: ModelLink, title: str, text: str) -> None:
+    """Put ``text`` under the heading ``title`` into the description of a registered version.
+
+    What stood under that heading is replaced; the rest stays.
+    """
+    if link.name is None or link.version is None:
+        return
+    client = client_for(uri)
+    before = client.get_model_version(link.name, link.version).description or ""
+    parts = [
+        part for part in re.split(r"(?m)^(?=## )", before) if part and part.split("\n", 1)[0] != f"## {title}"
+    ]
+    whole = "".join(part.rstrip() + "\n\n" for part in parts) + f"## {title}\n\n{text.rstrip()}\n"
+    client.update_model_version(link.name, link.version, description=shortened(whole))
+
+
+def shortened(text: str) -> str:
+    """``text`` within what MLflow's databases hold of a description, in whole lines."""
+    if len(text) <= _LONGEST_DESCRIPTION:
+        return text
+    note = "\n\n(shortened: the whole is with the run)\n"
+    return text[: _LONGEST_DESCRIPTION - len(note)].rpartition("\n")[0] + note
+
+
+def _register(client: Any, name: str, model_id: str, alias: str | None, card: str) -> str:
     import mlflow
 
     # By MLflow's own function, which also tells the logged model of its version: their pages are linked.
@@ -283,6 +311,10 @@ def _register(client: Any, name: str, model_id: str, alias: str | None) -> str:
         made = mlflow.register_model(f"models:/{model_id}", name, await_registration_for=60)
     if alias:
         client.set_registered_model_alias(name, alias, made.version)
+    if card:
+        client.update_model_version(name, made.version, description=shortened(card))
+    if not client.get_registered_model(name).description:
+        client.update_registered_model(name, description=_ABOUT_MODEL.format(name=name))
     return str(made.version)
 
 

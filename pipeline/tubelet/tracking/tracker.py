@@ -23,6 +23,7 @@ from tubelet.config import UserError
 from tubelet.redaction import redacted
 from tubelet.storage.errors import local_writes
 from tubelet.tracking import registry
+from tubelet.tracking.names import user
 from tubelet.tracking.spool import (
     REFUSED,
     Spool,
@@ -67,10 +68,13 @@ class Tracker:
         run_id: str | None = None,
         tags: Mapping[str, object] | None = None,
         params: Mapping[str, object] | None = None,
+        description: str = "",
         system_metrics: bool = True,
         wait_s: float = 30.0,
     ) -> Tracker:
         """Begin a run, or go on with ``run_id`` (as :attr:`run_id` gave it) after a crash.
+
+        ``description``: what MLflow shows of the run, in Markdown.
 
         Waits up to ``wait_s`` for the first contact; a server that does not answer is no error, the records
         are kept and sent when it does.
@@ -89,7 +93,13 @@ class Tracker:
             key=key,
             owner=uuid4().hex,
             run_id=state.get("run_id") or run_id,
-            tags={"mlflow.source.name": "tubelet", **registry.code_tags(), **_strings(tags or {})},
+            tags={
+                "mlflow.source.name": "tubelet",
+                "mlflow.user": user(),
+                **registry.code_tags(),
+                **({"mlflow.note.content": description} if description else {}),
+                **_strings(tags or {}),
+            },
         )
         with local_writes(folder):
             reclaim(folder)
@@ -180,17 +190,25 @@ class Tracker:
         *,
         alias: str | None = None,
         step: int = 0,
+        card: str = "",
         wait_s: float = 120,
     ) -> str | None:
         """Log the model folder ``bundle_dir`` from code and register it as the next version of ``name``.
 
+        ``card``: what people should know of the version, in Markdown; whole with the run, and shortened where
+        MLflow's databases hold no more of it.
+
         Waits for the server up to ``wait_s``. Returns the version, or None (with a warning) where the
         server stayed away or has no registry: the model folder itself is not touched.
         """
+        if card:
+            self.log_text(card, "model_card.md")
         try:
             self.flush(wait_s)
             run_id = self._store.open()
-            return registry.log_model(self.uri, run_id, Path(bundle_dir), name, alias=alias, step=step)
+            return registry.log_model(
+                self.uri, run_id, Path(bundle_dir), name, alias=alias, step=step, card=card
+            )
         except Exception as error:
             logger.warning(f"the model was not registered in MLflow: {first_line(error)}")
             return None
@@ -201,6 +219,19 @@ class Tracker:
             self._store.client.set_registered_model_alias(name, alias, version)
         except Exception as error:
             logger.warning(f"alias {alias} was not set in MLflow: {first_line(error)}")
+
+    def describe_version(self, link: registry.ModelLink, title: str, text: str) -> None:
+        """Add what was found out about a registered version to its description; a failure is said only.
+
+        Args:
+            link: which version; nothing happens where it is not registered.
+            title: the heading above ``text``; what stood under it before is replaced.
+            text: Markdown.
+        """
+        try:
+            registry.describe_version(self.uri, link, title, text)
+        except Exception as error:
+            logger.warning(f"the model's description was not changed in MLflow: {first_line(error)}")
 
     def link_model(self, link: registry.ModelLink) -> None:
         """Say which model this run is about, before any metric of it is logged.

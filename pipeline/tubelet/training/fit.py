@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,11 +19,10 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from tubelet import storage
-from tubelet.inference.bundle import ModelBundle
 from tubelet.progress import ProgressLine
 from tubelet.storage.errors import DiskFullError
 from tubelet.storage.lock import LockLostError, OutputLock
-from tubelet.tracking import Tracker
+from tubelet.tracking import Tracker, run_name
 from tubelet.training.build import make_job
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.events import Record, start_event_queue
@@ -34,8 +32,8 @@ from tubelet.training.health import Outcome
 from tubelet.training.job import TrainJob
 from tubelet.training.loop import train_worker
 from tubelet.training.prepare import Prepared, write_record
+from tubelet.training.publish import publish
 from tubelet.training.resources import Resources, plan_resources
-from tubelet.training.state import MODEL_FILE
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +105,7 @@ def fit(
         _raise_outcome(prepared, progress)
         if lock is not None:
             lock.check()
-        summary = _publish(prepared, tracker)
+        summary = publish(prepared, tracker)
     except (StoppedError, KeyboardInterrupt):
         tracker.finish("KILLED")
         raise
@@ -127,7 +125,10 @@ def start_tracker(prepared: Prepared) -> Tracker:
     request, record = prepared.request, prepared.record or {}
     # Refused here if at all, and not after the last step.
     name = request.model_name
+    variant = prepared.config.variant
     tags = {
+        "tubelet.recipe": request.recipe_name or None,
+        "tubelet.model_name": name,
         "tubelet.job": "train",
         "tubelet.manifest": prepared.manifest,
         "tubelet.data_fingerprint": prepared.examples.fingerprint,
@@ -136,10 +137,11 @@ def start_tracker(prepared: Prepared) -> Tracker:
     tracker = Tracker.start(
         request.tracking_uri,
         request.experiment,
-        name,
+        run_name(request.name, request.recipe_name or "train", variant),
         run_id=record.get("run_id"),
         tags=tags,
         params=_params(prepared),
+        description=f"`tubelet train`\n\n{prepared.plan_text()}",
     )
     if not record:
         tracker.log_text(request.recipe.to_yaml(), "recipe.yaml")
@@ -339,47 +341,6 @@ def _raise_outcome(prepared: Prepared, progress: Progress) -> None:
         newest = store.newest()
         kept = None if newest is None else store.uri(newest)
         raise diverged(progress.problem, recipe.optimiser.lr, recipe.precision, kept)
-
-
-def _publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
-    """Register the final model and the best, then write the final one: whoever sees it sees the run's end."""
-    request, total = prepared.request, prepared.total_steps
-    store = CheckpointStore(storage.normalise_uri(request.out), request.options)
-    name = request.model_name
-    with tempfile.TemporaryDirectory(prefix="tubelet-final-") as folder:
-        final = _stamped(store, total, Path(folder), tracker)
-        notes = final.metadata
-        # Without validation no step is better than another.
-        best: int | None = (notes.get("best") or {}).get("step")
-        version = tracker.log_model(Path(folder) / "step", name, alias="final", step=total)
-        best_version = version if best == total else None
-        if best is not None and best != total and store.is_complete(best):
-            with tempfile.TemporaryDirectory(prefix="tubelet-best-") as other:
-                _stamped(store, best, Path(other), tracker)
-                best_version = tracker.log_model(Path(other) / "step", name, alias="best", step=best)
-        elif best == total and version is not None:
-            tracker.set_alias(name, "best", version)
-        local = Path(folder) / "step" / MODEL_FILE
-        storage.upload_file(local, storage.join(request.out, MODEL_FILE), request.options)
-    return {
-        "out": request.out,
-        "steps": total,
-        "run_id": tracker.run_id,
-        "model_name": name,
-        "model_version": version,
-        "best_step": best,
-        "best_version": best_version,
-        **{f"val_{k}": v for k, v in (notes.get("validation") or {}).get("scores", {}).items()},
-    }
-
-
-def _stamped(store: CheckpointStore, step: int, folder: Path, tracker: Tracker) -> ModelBundle:
-    """The model of a checkpoint, which also says its run, in ``folder``/step."""
-    files = store.fetch(step, folder / "fetched")
-    bundle = ModelBundle.load(files / MODEL_FILE)
-    bundle.metadata["run_id"] = tracker.run_id
-    bundle.save(folder / "step")
-    return bundle
 
 
 def _figures(prepared: Prepared, progress: Progress, seconds: float) -> dict[str, Any]:

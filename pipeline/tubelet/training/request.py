@@ -24,6 +24,8 @@ class TrainSettings(Settings):
     """Go on at the newest checkpoint in --out."""
     features: Annotated[str | None, Option()] = None
     """Where features of frames are kept, with a recipe such as frozen (default: beside the manifest)."""
+    name: Annotated[str | None, Option()] = None
+    """Of the run and of the registered model (default: recipe, variant and date; the last part of --out)."""
     experiment: Annotated[str, Option()] = "tubelet"
     """MLflow experiment."""
     tracking_uri: Annotated[str | None, Option(envvar="MLFLOW_TRACKING_URI")] = None
@@ -40,12 +42,12 @@ class Request(TrainSettings):
     recipe: Recipe
     scratch: Recipe | None = None
     """Of the small ViViT from scratch that a selection compares its heads with; None: none."""
-    name: str | None = None
-    """Of the MLflow run (default: the last part of ``out``)."""
+    recipe_name: str = ""
+    """As people know the recipe."""
 
     @property
     def model_name(self) -> str:
-        """Of the run, and of the model where it is registered, as MLflow takes it.
+        """Of the model where it is registered, as MLflow takes it.
 
         Raises:
             UserError: nothing of the name is left.

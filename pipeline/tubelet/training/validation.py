@@ -23,13 +23,16 @@ class Scores:
     """``values`` by name; ``main`` is the one that picks the best checkpoint, the higher the better.
 
     Of the first head, to compare later predictions with: ``share``, how often each class came first, and
-    ``confidence``, the mean score of the class that did. ``finite``: whether all logits are numbers.
+    ``confidence``, the mean score of the class that did; ``recall``, the share of each class that was found
+    (NaN: no video has it; empty where a video may have several labels). ``finite``: whether all logits are
+    numbers.
     """
 
     values: dict[str, float]
     main: float
     share: tuple[float, ...] = ()
     confidence: float | None = None
+    recall: tuple[float, ...] = ()
     finite: bool = True
 
 
@@ -86,7 +89,9 @@ class Validator:
         top = (first.sigmoid() if self._multilabel else first.softmax(-1)).max(-1)
         share = torch.bincount(top.indices, minlength=first.shape[1]) / len(first)
         values = {**scores.values, **failed}
-        return Scores(values, scores.main, tuple(share.tolist()), float(top.values.mean()))
+        truth = next(iter(targets.values()))
+        recall = () if self._multilabel else _recall(top.indices, truth, first.shape[1])
+        return Scores(values, scores.main, tuple(share.tolist()), float(top.values.mean()), recall)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -96,6 +101,11 @@ class Validator:
         yield
         for module, training in modes.items():
             module.training = training
+
+
+def _recall(found: Tensor, truth: Tensor, classes: int) -> tuple[float, ...]:
+    right = torch.bincount(truth[found == truth], minlength=classes)
+    return tuple((right / torch.bincount(truth, minlength=classes)).tolist())
 
 
 def _single_label(heads: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Scores:

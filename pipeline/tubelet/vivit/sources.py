@@ -318,7 +318,7 @@ def fetch_huggingface(name: str) -> Path:
         raise RuntimeError(
             f"hf:{name} needs the package huggingface_hub: pip install 'tubelet[pretrained]'"
         ) from error
-    wanted = ["config.json", "preprocessor_config.json", "*.safetensors"]
+    wanted = ["config.json", "preprocessor_config.json", "README.md", "*.safetensors"]
     return Path(_fetch(f"hf:{name}", lambda: snapshot_download(name, allow_patterns=wanted)))
 
 

@@ -16,7 +16,7 @@ from tubelet.inference.bundle import ModelBundle, find_link
 from tubelet.inference.features import FeatureSpec
 from tubelet.plain_json import json_text
 from tubelet.storage import StorageOptions
-from tubelet.tracking import Tracker
+from tubelet.tracking import Tracker, run_name
 from tubelet.training.examples import Examples, load_examples
 from tubelet.training.few.curve import Curve, learning_curve
 from tubelet.training.few.folds import make_folds
@@ -107,7 +107,12 @@ class CurveJob:
         tags = {"tubelet.job": "learning-curve", "tubelet.manifest": config.manifest}
         params = {"model": bundle.source, "sampling": bundle.clip.sampling}
         with Tracker.start(
-            config.tracking_uri, config.experiment, "learning-curve", tags=tags, params=params
+            config.tracking_uri,
+            config.experiment,
+            run_name(config.name, "learning curve"),
+            tags=tags,
+            params=params,
+            description=f"`tubelet evaluate --learning-curve`\n\n{self.describe()}",
         ) as tracker:
             tracker.link_model(find_link(bundle, tracker.uri))
             tracker.log_table(curve.rows(), TABLE)

@@ -122,7 +122,8 @@ def _choose_and_fit(
             "candidate": choice.chosen.name,
             "strength": choice.chosen.strength,
             "table": choice.rows(given.task),
-        }
+        },
+        "recall": _recall(choice, given.task),
     }
     published = publish_model(fitted.model, prepared, tracker, notes)
     return {**published, **summary, "refit_s": round(time.monotonic() - started_s, 1)}
@@ -180,6 +181,18 @@ def _frozen_candidates(
 def _leaks(manifest: pa.Table) -> list[str]:
     rows = select(manifest)
     return leaking_groups(rows["split"].to_pylist(), rows["group"].to_pylist())
+
+
+def _recall(choice: Choice, task: Task) -> dict[str, float | None]:
+    """Share of each class that the chosen head found in clips it never saw, first repeat, first head."""
+    if task.multilabel:
+        return {}
+    head, where = next(iter(task.columns().items()))
+    names, truth = task.labels[head], task.targets[head]
+    right = choice.chosen.logits[0][:, where].argmax(1) == truth
+    return {
+        name: float(right[truth == i].mean()) if (truth == i).any() else None for i, name in enumerate(names)
+    }
 
 
 def _on_validation(fitted: Fitted, others: Given, tracker: Tracker) -> dict[str, float]:

@@ -15,6 +15,7 @@ from tubelet import storage
 from tubelet.inference.bundle import ModelBundle
 from tubelet.tracking import Tracker
 from tubelet.training.build import metadata_of
+from tubelet.training.card import model_card
 from tubelet.training.few.choose import Choice
 from tubelet.training.few.task import Task
 from tubelet.training.prepare import Prepared
@@ -101,7 +102,8 @@ def publish_model(
     bundle = ModelBundle(model, prepared.examples.labels, prepared.spec, request.recipe.multilabel, metadata)
     with tempfile.TemporaryDirectory(prefix="tubelet-final-") as folder:
         local = bundle.save(Path(folder) / "step")
-        version = tracker.log_model(local.parent, name, alias="final")
+        card = model_card(prepared, notes)
+        version = tracker.log_model(local.parent, name, alias="final", card=card)
         storage.upload_file(local, storage.join(request.out, MODEL_FILE), request.options)
     return {
         "out": request.out,
