@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import os
+import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
+import pyarrow.parquet as pq
 from tubelet import storage
 from tubelet.config import Option, Settings, UserError
 
 from tubelet_jobs.common import connect_ray, print_summary, say
-from tubelet_jobs.options import command_line
-
-S = TypeVar("S", bound=Settings)
+from tubelet_jobs.demo_files import TRUTH, WORST, leave_as_files, write_truth
+from tubelet_jobs.demo_loop import check_loop, run_loop
+from tubelet_jobs.demo_steps import Places, Step, Steps, show_table, steps_summary
 
 BUCKET = "tubelet-demo"
 # What an earlier demo left and a new one replaces. The MLflow runs stay, for comparison.
-_OURS = ("corpus", "s3", "manifest", "model", "evaluation", "predictions", "review.html")
+_OURS = (
+    *("corpus", "s3", "manifest", "model", "evaluation", "predictions", "loop", "one-video"),
+    *("review.html", WORST, TRUTH),
+)
 _MARKER = ".tubelet-demo"
 # A fifth for the test: an interval around 0.9 from a tenth of the corpus would be a tenth wide itself.
 _SPLIT = "train=0.7,val=0.1,test=0.2"
@@ -32,7 +34,8 @@ _SPLIT = "train=0.7,val=0.1,test=0.2"
 _REAL_VIDEOS = ("stride=null", "size=64", "short_side=73")
 # A person's own account must not reach the embedded server, nor a proxy stand before it.
 _FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
-_COLUMNS = ("job", "seconds", "figures")
+# Of the registered model.
+NAME = "demo"
 
 
 class DemoConfig(Settings):
@@ -52,24 +55,13 @@ class DemoConfig(Settings):
     """Settings of the recipe, such as max_steps=200."""
     tracking_uri: Annotated[str | None, Option()] = None
     """MLflow server (default: a database in --out)."""
+    loop: Annotated[bool, Option()] = False
+    """Go on with what a demo has left in --out: learn from its corrections, and compare."""
     views: str = "4x1"
     per_class: int = 60
     inbox: int = 24
     broken: int = 4
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the jobs of one demo read and write."""
-
-    source: str
-    labels: str | None
-    split: str | None
-    inbox: str | None  # None: label what was indexed
-    manifest: str
-    model: str
-    predictions: str
 
 
 def command(config: DemoConfig) -> None:
@@ -78,11 +70,14 @@ def command(config: DemoConfig) -> None:
     Without --videos: small H.264 files of moving shapes, whose class is the motion alone, on an embedded S3
     server. With --videos: the same jobs on your own. Running it again starts afresh; MLflow keeps the runs.
 
+    --loop goes on with what an earlier demo has left: it takes the corrections made on its served page
+    (without any, the truth of the least certain rows stands in), trains on them, and shows what got better.
+
     Example: tubelet demo
 
     Example: tubelet demo --videos ~/gestures --split train=0.7,test=0.3 max_steps=300
     """
-    print_summary(run_demo(config))
+    print_summary(run_loop_of(config) if config.loop else run_demo(config))
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
@@ -101,8 +96,41 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         _clear(out)
         if config.videos is None:
             with embedded_s3(out / "s3"):
-                return _run_on_cluster(config, out, shapes(config, out, f"s3://{BUCKET}"))
+                summary = _run_on_cluster(config, out, shapes(config, out, f"s3://{BUCKET}"))
+            shutil.rmtree(out / "s3", ignore_errors=True)  # what it held lies beside it as plain files
+            return summary
         return _run_on_cluster(config, out, own_videos(config, out))
+
+
+def run_loop_of(config: DemoConfig) -> dict[str, Any]:
+    """Run the loop on what a demo has left in ``out``, and return its summary.
+
+    Raises:
+        UserError: there is nothing to go on with, or a job refused.
+    """
+    import ray
+    from tubelet.storage.lock import OutputLock
+
+    if config.videos is not None:
+        raise UserError("--loop goes on with the demo's own videos: leave --videos out")
+    out = Path(config.out).resolve()
+    check_loop(out)
+    with OutputLock(out, job="tubelet demo"):
+        ours = not ray.is_initialized()
+        connect_ray("local", num_cpus=max(4, os.cpu_count() or 1))
+        try:
+            steps, summary = run_loop(out, config.recipe, config.overrides, tracking_uri_of(config, out))
+        finally:
+            if ours:
+                ray.shutdown()
+    show_table(steps)
+    say(f"\nWhat changed: {Path(summary['page']).as_uri()}")
+    return summary
+
+
+def tracking_uri_of(config: DemoConfig, out: Path) -> str:
+    """The MLflow server, or the database in ``out``."""
+    return config.tracking_uri or f"sqlite:///{out / 'mlflow.db'}"
 
 
 def shapes(config: DemoConfig, out: Path, base: str) -> Places:
@@ -115,6 +143,7 @@ def shapes(config: DemoConfig, out: Path, base: str) -> Places:
         local, per_class=config.per_class, inbox=config.inbox, broken=config.broken, seed=config.seed
     )
     storage.upload_dir(local, base)
+    write_truth(out, corpus.inbox)
     count = len(corpus.labelled) + len(corpus.inbox) + len(corpus.broken)
     say(f"wrote {count} small videos to {base} in {time.monotonic() - started_s:.0f} s")
     return Places(
@@ -153,7 +182,7 @@ def run_jobs(config: DemoConfig, places: Places, out: Path) -> list[Step]:
     """Run the jobs one after the other, each as the command line would; Ray is up already."""
     from tubelet_jobs import evaluate, index, label, review, train
 
-    tracking_uri = config.tracking_uri or f"sqlite:///{out / 'mlflow.db'}"
+    tracking_uri = tracking_uri_of(config, out)
     real = config.videos is not None and config.recipe == DemoConfig().recipe
     overrides = (*(_REAL_VIDEOS if real else ()), *config.overrides)
     steps = Steps()
@@ -170,6 +199,7 @@ def run_jobs(config: DemoConfig, places: Places, out: Path) -> list[Step]:
         out=places.model,
         recipe=config.recipe,
         overrides=overrides,
+        name=NAME,
         tracking_uri=tracking_uri,
     )
     steps.run(train.command, training)
@@ -190,37 +220,10 @@ def run_jobs(config: DemoConfig, places: Places, out: Path) -> list[Step]:
         tracking_uri=tracking_uri,
     )
     steps.run(label.command, labelling)
-    page = review.ReviewOptions(predictions=places.predictions, out=str(out / "review.html"))
+    leave_as_files(places, out)
+    page = review.ReviewOptions(predictions=str(out / "predictions"), out=str(out / "review.html"))
     steps.run(review.command, page)
     return steps.done
-
-
-@dataclass(frozen=True)
-class Step:
-    """One job of the demo: its name, what it took, and its JSON summary."""
-
-    job: str
-    seconds: float
-    summary: dict[str, Any]
-
-
-class Steps:
-    """Runs jobs and keeps what they tell."""
-
-    def __init__(self) -> None:
-        self.done: list[Step] = []
-
-    def run(self, job: Callable[[S], None], settings: S) -> None:
-        """Call ``job`` with its command line shown, and take the summary it prints."""
-        name = job.__module__.rpartition(".")[2]
-        say(f"\n$ {command_line(name, settings)}")
-        started_s = time.monotonic()
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            job(settings)
-        # Ray prints messages of its own at any time.
-        summary = json.loads([line for line in printed.getvalue().splitlines() if line.startswith("{")][-1])
-        self.done.append(Step(name, round(time.monotonic() - started_s, 1), summary))
 
 
 def _run_on_cluster(config: DemoConfig, out: Path, places: Places) -> dict[str, Any]:
@@ -242,11 +245,6 @@ def _run_on_cluster(config: DemoConfig, out: Path, places: Places) -> dict[str, 
         "page": str(out / "review.html"),
         "jobs": {step.job: {"seconds": step.seconds, **step.summary} for step in steps},
     }
-
-
-def steps_summary(steps: Sequence[Step], job: str) -> Mapping[str, Any]:
-    """The JSON summary of ``job``."""
-    return next(step.summary for step in steps if step.job == job)
 
 
 @contextlib.contextmanager
@@ -288,25 +286,36 @@ def _clear(out: Path) -> None:
 
 
 def _show(steps: Sequence[Step], config: DemoConfig, out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*_COLUMNS)
-    for step in steps:
-        figures = ", ".join(_figures(step.summary))
-        table.add_row(step.job, f"{step.seconds:.1f}", figures)
-    console = Console(stderr=True)
-    console.print(table)
-    uri = config.tracking_uri or f"sqlite:///{out / 'mlflow.db'}"
+    show_table(steps)
     say(f"\nThe page: {(out / 'review.html').as_uri()}")
-    say(f"The runs: {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}")
+    if (out / WORST).is_file():
+        say(f"The worst mistakes: {(out / WORST).as_uri()}")
+    programs = Path(sys.executable).parent
+    say(f"The runs: {programs / 'mlflow'} ui --backend-store-uri {tracking_uri_of(config, out)}")
+    say("To try next:")
+    for words in next_commands(config, out):
+        say(f"  {shlex.join([str(programs / 'tubelet'), *words])}")
 
 
-_KEY_FIGURES = ("objects", "errors", "steps", "loss", "clips_per_s", "top1", "top5", "videos_per_s", "shown")
+def next_commands(config: DemoConfig, out: Path) -> Iterator[list[str]]:
+    """What works on what the demo has left: label one video, look and correct, and learn from that."""
+    tracking = ["--tracking-uri", tracking_uri_of(config, out)]
+    video = _a_labelled_video(out / "predictions")
+    if video:
+        model = ["--model", str(out / "model"), "--out", str(out / "one-video")]
+        yield ["label", video, *model, *tracking]
+    yield ["review", str(out / "predictions"), "--serve"]
+    if config.videos is None:
+        server = [] if config.tracking_uri is None else tracking
+        yield ["demo", "--loop", "--out", str(out), *server]
 
 
-def _figures(summary: Mapping[str, Any]) -> Iterator[str]:
-    for name in _KEY_FIGURES:
-        value = summary.get(name)
-        if value is not None:
-            yield f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+def _a_labelled_video(predictions: Path) -> str | None:
+    from tubelet.inference.sink import part_name, part_numbers
+
+    for number in part_numbers(sorted(path.name for path in predictions.iterdir())):
+        rows = pq.read_table(predictions / part_name(number), columns=["uri", "status"]).to_pylist()
+        for row in rows:
+            if row["status"] == "ok":
+                return str(row["uri"])
+    return None

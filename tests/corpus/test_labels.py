@@ -13,6 +13,7 @@ from support.corpus import ODD_NAMES, put, put_text
 from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.labels import LabelRow, Labels, load_labels
+from tubelet.corpus.manifest import key_of
 from tubelet.corpus.splits import parse_split
 from tubelet.storage import DEFAULT_OPTIONS, ObjectInfo, list_objects
 from tubelet.storage.opener import ObjectOpener
@@ -339,3 +340,15 @@ def test_folders_without_folders(root: str) -> None:
         UserError, match=r"nothing under .* lies in a class folder, for example 'a.mp4', 'b.mp4'"
     ):
         _join("folders", root)
+
+
+def test_a_correction_finds_its_video_by_uri_where_the_key_is_of_another_folder(root: str) -> None:
+    put(f"{root}/bucket/inbox", {"a.mp4": b"1", "b.mp4": b"1"})
+    uri = f"{root}/bucket/inbox/a.mp4"
+    labels = put_text(
+        f"{root}/corrections.csv",
+        "key,window,uri,label,at",
+        f"{key_of('a.mp4')},0,{uri},x,2026-01-01T00:00:00",
+    )
+    assert _join(labels, f"{root}/bucket")["inbox/a.mp4"].values == {"label": "x"}
+    assert _join(labels, f"{root}/bucket/inbox")["a.mp4"].values == {"label": "x"}

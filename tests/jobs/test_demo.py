@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +26,12 @@ from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.index import IndexConfig
 from tubelet.corpus.manifest import read_manifest
+from tubelet.inference.bundle import ModelBundle
 from tubelet.storage.local_s3 import LocalS3
 from tubelet_jobs import evaluate, index
-from tubelet_jobs.demo import DemoConfig, Places, Step, Steps, run_demo, run_jobs, shapes
+from tubelet_jobs.demo import DemoConfig, next_commands, run_demo, run_jobs, shapes
 from tubelet_jobs.demo_corpus import MOTIONS, encode, write_corpus
+from tubelet_jobs.demo_steps import Places, Step, Steps
 
 TUBELET = Path(sys.executable).with_name("tubelet")
 
@@ -61,6 +67,22 @@ def test_small_demo_runs_all_jobs_on_s3(s3: S3Bucket, tmp_path: Path) -> None:
     assert all(row["error_code"] for row in rows if row["status"] == "error")
     assert "<html" in (tmp_path / "review.html").read_text("utf-8")
     assert (tmp_path / "mlflow.db").exists()
+    _check_plain_files(tmp_path)
+
+
+def _check_plain_files(out: Path) -> None:
+    """What the jobs wrote to the store lies in the folder, too, about the videos in it."""
+    manifest = read_manifest(str(out / "manifest"))
+    left = [*manifest.select(["uri", "etag"]).to_pylist(), *_rows(str(out / "predictions"))]
+    assert len(left) == 24 + 7
+    for row in left:
+        found = storage.stat(row["uri"])
+        assert Path(row["uri"]).is_relative_to(out / "corpus")
+        assert found is not None
+        assert found.etag == row["etag"]
+    assert ModelBundle.load(out / "model").labels == {"label": sorted(MOTIONS)}
+    assert '"link":"file:///' in (out / "review.html").read_text("utf-8").replace('": "', '":"')
+    assert list(next_commands(DemoConfig(out=str(out)), out))[-1][:2] == ["demo", "--loop"]
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -185,3 +207,35 @@ def test_command_runs_twice_in_one_folder(tmp_path: Path) -> None:
         assert json.loads(line)["jobs"]["label"]["errors"] == 4
         assert (tmp_path / "out/review.html").is_file()
         assert "mlflow ui --backend-store-uri sqlite:////" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_commands_that_the_demo_prints_work_as_they_stand(tmp_path: Path) -> None:
+    def run(line: str, limit_s: float) -> tuple[float, str]:
+        started_s = time.monotonic()
+        done = subprocess.run(
+            line, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=limit_s, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return time.monotonic() - started_s, done.stdout + done.stderr
+
+    _, said = run(f"{TUBELET} demo --out out max_steps=2 checkpoint_every=2", 600)
+    label, review, loop = [line.strip() for line in said.partition("To try next:")[2].splitlines()[1:4]]
+    print("label", run(label, 120)[0])
+    serving = subprocess.Popen(
+        shlex.split(review), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    assert serving.stderr is not None
+    for line in serving.stderr:
+        if "open http" in line:
+            with urllib.request.urlopen(line.split()[-1], timeout=30) as page:
+                assert b"<html" in page.read()
+            serving.send_signal(signal.SIGINT)
+    assert serving.wait(60) == 130
+    seconds, said = run(loop, 240)
+    summary = json.loads([line for line in said.splitlines() if line.startswith("{")][-1])
+    assert summary["jobs"]["index"]["labelled"] == 360 + 12
+    assert Path(summary["page"]).is_file()
+    assert {"gained", "lost", "p"} <= set(summary["compared"])
+    print("loop", seconds, summary["compared"])

@@ -49,7 +49,7 @@ NAMES = {
     "recipes": "name --keys",
     "submit": "job --address --name --wait --no-wait --pip --shared-fs --dry-run",
     "jobs": "action name --address --follow",
-    "demo": "overrides --videos --labels --split --out --recipe --tracking-uri",
+    "demo": "overrides --videos --labels --split --out --recipe --tracking-uri --loop",
 }
 
 

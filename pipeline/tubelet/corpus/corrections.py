@@ -13,7 +13,10 @@ from tubelet.storage import ObjectInfo
 
 
 class Corrections:
-    """Corrections by key, URI or path.
+    """Corrections by key, URI and path.
+
+    One with a key and a URI is found by either: a bucket that was copied keeps its keys, and a manifest of
+    another folder, in which the same video has another key, has its URI.
 
     Attributes:
         matched: how many of them concern an object that was looked up.
@@ -25,15 +28,17 @@ class Corrections:
         self.matched = self.count = 0
         for one in annotations:
             self.count += 1
-            name = one.key or (storage.normalise_uri(one.uri) if one.uri else one.path)
-            self._by_name.setdefault(str(name), []).append(one)
+            names = {one.key, storage.normalise_uri(one.uri) if one.uri else None}
+            for name in names - {None} or {one.path}:
+                self._by_name.setdefault(str(name), []).append(one)
 
     def apply(self, info: ObjectInfo, row: LabelRow) -> LabelRow:
         """``row`` as it is after the corrections of its video."""
         if not self._by_name:
             return row
         names = (key_of(info.path), info.uri, info.path)
-        found = [one for name in names for one in self._by_name.get(name, ())]
+        by_id = {id(one): one for name in names for one in self._by_name.get(name, ())}
+        found = list(by_id.values())
         self.matched += len(found)
         for one in sorted(found, key=lambda one: str(one.at)):
             row = corrected(row, one)
