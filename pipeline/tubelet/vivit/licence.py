@@ -28,18 +28,21 @@ def _of_timm(name: str) -> str | None:
     return str(config.license) if config is not None and config.license else None
 
 
-def _folder(source: str) -> Path:
+def _folder(source: str) -> Path | None:
     """Where the source's files lie on this machine; a hub's cache is looked into, nothing is fetched."""
     if source.startswith("hf:"):
         from huggingface_hub import try_to_load_from_cache
 
-        return Path(str(try_to_load_from_cache(source[3:], "README.md"))).parent
+        found = try_to_load_from_cache(source[3:], "README.md")
+        return Path(found).parent if isinstance(found, str) else None
     path = Path(source)
     return path if path.is_dir() else path.parent
 
 
-def _of_folder(folder: Path) -> str | None:
+def _of_folder(folder: Path | None) -> str | None:
     """What the README's front matter says, as hubs have it, or the title of the licence's own file."""
+    if folder is None:
+        return None
     readme = folder / "README.md"
     if readme.is_file():
         found = _IN_README.search(readme.read_text("utf-8", "replace"))
