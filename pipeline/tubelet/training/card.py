@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from tubelet import storage
 from tubelet.training.prepare import Prepared
 from tubelet.vivit.licence import licence_of
 
@@ -28,7 +27,7 @@ def model_card(prepared: Prepared, notes: Mapping[str, Any]) -> str:
 def _data(prepared: Prepared) -> Iterator[str]:
     request, examples = prepared.request, prepared.examples
     yield "## Data\n"
-    yield f"- manifest {storage.normalise_uri(request.manifest)}, fingerprint `{examples.fingerprint}`"
+    yield f"- manifest {prepared.manifest}, fingerprint `{examples.fingerprint}`"
     sizes = ", ".join(f"{name} {count}" for name, count in prepared.split_sizes().items())
     yield f"- labelled videos per split: {sizes}; trained on {len(examples)}"
     for head, names in examples.labels.items():
