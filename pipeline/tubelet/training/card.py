@@ -25,7 +25,7 @@ def model_card(prepared: Prepared, notes: Mapping[str, Any]) -> str:
 
 
 def _data(prepared: Prepared) -> Iterator[str]:
-    request, examples = prepared.request, prepared.examples
+    examples = prepared.examples
     yield "## Data\n"
     yield f"- manifest {prepared.manifest}, fingerprint `{examples.fingerprint}`"
     sizes = ", ".join(f"{name} {count}" for name, count in prepared.split_sizes().items())
