@@ -43,8 +43,6 @@ def run_loop(
     Returns:
         What the jobs told, and the loop's summary.
     """
-    from tubelet.corpus.index import IndexConfig
-
     from tubelet_jobs import evaluate, index, review, train
 
     loop = out / "loop"
@@ -58,7 +56,7 @@ def run_loop(
     _write_labels(out, labels)
     steps = Steps()
     manifest, model = str(loop / "manifest"), str(loop / "model")
-    indexing = IndexConfig(
+    indexing = index.IndexOptions(
         src=str(out / "corpus"),
         out=manifest,
         labels=(str(labels), str(corrections)),
