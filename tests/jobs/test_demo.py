@@ -31,7 +31,8 @@ from tubelet.storage.local_s3 import LocalS3
 from tubelet_jobs import evaluate, index
 from tubelet_jobs.demo import DemoConfig, next_commands, run_demo, run_jobs, shapes
 from tubelet_jobs.demo_corpus import MOTIONS, encode, write_corpus
-from tubelet_jobs.demo_steps import Places, Step, Steps
+from tubelet_jobs.demo_loop import run_loop
+from tubelet_jobs.demo_steps import Places, Step, Steps, steps_summary
 
 TUBELET = Path(sys.executable).with_name("tubelet")
 
@@ -68,6 +69,11 @@ def test_small_demo_runs_all_jobs_on_s3(s3: S3Bucket, tmp_path: Path) -> None:
     assert "<html" in (tmp_path / "review.html").read_text("utf-8")
     assert (tmp_path / "mlflow.db").exists()
     _check_plain_files(tmp_path)
+    quick = ("max_steps=2", "batch=8", "checkpoint_every=2")
+    steps, found = run_loop(tmp_path, "tiny", quick, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert steps_summary(steps, "index")["labelled"] == 24 + 3
+    assert found["compared"]["rows"] == done["evaluate"]["objects"]
+    assert "<html" in Path(found["page"]).read_text("utf-8")
 
 
 def _check_plain_files(out: Path) -> None:

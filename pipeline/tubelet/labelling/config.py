@@ -45,7 +45,7 @@ class LabelConfig(Settings):
     new_version: Annotated[bool, Option()] = False
     """Move rows of another model or sampling under _versions/."""
     export: Annotated[str | None, Option(metavar="FILE")] = None
-    """Also write all rows to this .jsonl or .csv file."""
+    """Also write all rows to this .jsonl or .csv file, or .windows.csv, or .label-studio.json."""
     export_formulas: Annotated[bool, Option()] = False
     """Leave text that a spreadsheet would run as a formula as it is (default: an apostrophe before it)."""
     review_limit: Annotated[int, Option(), Field(ge=0)] = 100

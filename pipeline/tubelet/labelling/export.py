@@ -1,4 +1,4 @@
-"""Predictions as JSON lines or CSV, for tools that read no Parquet."""
+"""Predictions as JSON lines, CSV or tasks of Label Studio, for tools that read no Parquet."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from tubelet.cells import defused
 from tubelet.config import UserError
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.sink import part_name, part_numbers
+from tubelet.labelling.tasks import interface, tasks_json, windows_csv
 from tubelet.plain_json import json_text, plain
 
-FORMATS = (".jsonl", ".csv")
+WINDOWS, TASKS = ".windows.csv", ".label-studio.json"
+FORMATS = (".jsonl", ".csv", WINDOWS, TASKS)
 
 
 def check_target(uri: str) -> None:
@@ -29,21 +31,50 @@ def check_target(uri: str) -> None:
 def export(files: OutputFiles, uri: str, *, formulas: bool = False) -> int:
     """Write all rows at the root of ``files`` to ``uri``, part by part; returns how many.
 
-    In CSV, lists are JSON, and unless ``formulas`` are wanted no cell is one (see :func:`defused`). The file
+    In CSV, lists are JSON, and unless ``formulas`` are wanted no cell is one (see :func:`defused`). A name in
+    ``.windows.csv`` gets when which label holds, and one in ``.label-studio.json`` tasks to import there, with
+    an interface for them beside it (``.xml``). The file
     appears whole, or not at all.
 
     Raises:
-        UserError: the name says neither ``.jsonl`` nor ``.csv``.
+        UserError: the name says none of the formats.
     """
     check_target(uri)
-    as_csv, rows = uri.endswith(".csv"), 0
+    if uri.endswith(TASKS):
+        return _export_tasks(files, uri)
+    as_csv, windows, rows = uri.endswith(".csv"), uri.endswith(WINDOWS), 0
     with tempfile.TemporaryDirectory(prefix="tubelet-export-") as folder:
         local = Path(folder) / "rows"
         with local.open("w", encoding="utf-8", newline="") as target:
             for table in _parts(files):
-                text = _csv(table, header=not rows, formulas=formulas) if as_csv else _jsonl(table)
+                if windows:
+                    text = windows_csv(table, header=not rows, formulas=formulas)
+                else:
+                    text = _csv(table, header=not rows, formulas=formulas) if as_csv else _jsonl(table)
                 target.write(text)
                 rows += table.num_rows
+        storage.upload_file(local, uri, files.options)
+    return rows
+
+
+def _export_tasks(files: OutputFiles, uri: str) -> int:
+    labels: set[str] = set()
+    timeline, rows = False, 0
+
+    def counted() -> Iterator[pa.Table]:
+        nonlocal timeline, rows
+        for table in _parts(files):
+            rows += table.num_rows
+            labels.update(table["label"].drop_null().to_pylist())
+            timeline |= table["start_s"].null_count < table.num_rows
+            yield table
+
+    with tempfile.TemporaryDirectory(prefix="tubelet-export-") as folder:
+        local = Path(folder) / "tasks"
+        with local.open("w", encoding="utf-8") as target:
+            target.writelines(tasks_json(counted()))
+        page = interface(sorted(labels), timeline=timeline)
+        storage.write_bytes(uri.removesuffix(".json") + ".xml", page.encode(), files.options)
         storage.upload_file(local, uri, files.options)
     return rows
 
