@@ -132,6 +132,21 @@ def _runtime_env(folder: Path, *, local: bool) -> dict[str, Any]:
     return wanted
 
 
+def check_tracking(uri: str | None, experiment: str) -> None:
+    """For a dry run: refuse what the run would be refused by MLflow for, and make no database.
+
+    Raises:
+        UserError: as :meth:`tubelet.tracking.Tracker.start`.
+    """
+    from tubelet.tracking import Tracker
+    from tubelet.tracking.registry import check_uri
+
+    found = check_uri(uri)
+    if found.startswith("sqlite:") and not Path(found.removeprefix("sqlite:///")).exists():
+        return  # it would be made
+    Tracker.check(found, experiment)
+
+
 def print_summary(summary: Mapping[str, Any]) -> None:
     """Print the job's result as one JSON line, the last of stdout."""
     from tubelet.plain_json import plain

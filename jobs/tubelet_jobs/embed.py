@@ -27,6 +27,7 @@ def command(options: EmbedOptions) -> None:
         say(note)
     if options.dry_run:
         say(job.describe())
+        print_summary({"dry_run": True, "source": options.source, "out": options.out})
         return
     if options.ray_address:  # so that what has to be indexed first is looked into there, too
         connect_ray(options.ray_address)

@@ -9,7 +9,15 @@ from tubelet.inference.schema import EmbeddingType
 from tubelet.inference.windows import Windows
 from tubelet.labelling.config import LabelConfig
 
-from tubelet_jobs.common import DryRunOption, RayOptions, connect_ray, print_summary, review_page, say
+from tubelet_jobs.common import (
+    DryRunOption,
+    RayOptions,
+    check_tracking,
+    connect_ray,
+    print_summary,
+    review_page,
+    say,
+)
 
 
 class LabelRequest(LabelConfig):
@@ -54,6 +62,8 @@ def command(options: LabelOptions) -> None:
     job = LabelJob(config)
     if options.dry_run:
         say(job.describe())
+        check_tracking(config.tracking_uri, config.experiment)
+        print_summary({"dry_run": True, "source": config.source, "out": job.out})
         return
     if options.ray_address:  # so that what has to be indexed first is looked into there, too
         connect_ray(options.ray_address)

@@ -41,6 +41,7 @@ def command(config: ReviewOptions) -> None:
     if config.dry_run:
         what = "serve a page" if config.serve else f"write {config.page}"
         say(f"would {what} with up to {config.limit} videos of {config.predictions}")
+        print_summary({"dry_run": True, "predictions": config.predictions, "out": config.page})
         return
     if config.serve:
         _serve(config)

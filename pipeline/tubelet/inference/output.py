@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
@@ -176,24 +176,42 @@ def check_or_init_output(
         new_version: rows of another description are moved out of the way; None: no flag would do that.
 
     Raises:
+        UserError: as :func:`check_output`.
+    """
+    found = check_output(files, description, new_version=new_version)
+    if found == "same":
+        return
+    if found == "other":
+        parts = [name for name in files.names() if name.endswith(".parquet") and not name.startswith("_")]
+        _set_aside(files, json.loads(files.read(DESCRIPTION)), parts)
+    files.write(DESCRIPTION, _encode(description))
+
+
+def check_output(
+    files: OutputFiles, description: Mapping[str, Any], *, new_version: bool | None = False
+) -> Literal["new", "same", "other"]:
+    """What ``files`` is to a job of this ``description``; changes nothing.
+
+    Returns:
+        ``other``: rows of another description, which ``new_version`` moves out of the way.
+
+    Raises:
         UserError: it holds rows of another model, sampling or shape of rows, and ``new_version`` is not
             set; or files that no such job wrote.
     """
     names = files.names()
-    parts = [name for name in names if name.endswith(".parquet") and not name.startswith("_")]
     if DESCRIPTION not in names:
-        if parts:
+        if any(name.endswith(".parquet") and not name.startswith("_") for name in names):
             raise UserError(
                 f"{files.uri} holds Parquet files that no `{files.job}` wrote: choose another --out"
             )
-        files.write(DESCRIPTION, _encode(description))
-        return
+        return "new"
     former = json.loads(files.read(DESCRIPTION))
     if _MOVING_TO in former and not new_version:
         raise UserError(f"{files.uri} was left while former rows were moved: set --new-version to go on")
     differing = [name for name in description if former.get(name) != description[name]]
     if not differing and _MOVING_TO not in former:
-        return
+        return "same"
     if not new_version:
         changes = ", ".join(f"{n} {former.get(n)!r} is now {description[n]!r}" for n in differing)
         flag = f", or set --new-version to move the former rows under {VERSIONS}/"
@@ -201,8 +219,7 @@ def check_or_init_output(
             f"{files.uri} holds rows made otherwise: {changes}.\n"
             f"Choose another --out{'' if new_version is None else flag}"
         )
-    _set_aside(files, former, parts)
-    files.write(DESCRIPTION, _encode(description))
+    return "other"
 
 
 def _set_aside(files: OutputFiles, former: Mapping[str, Any], parts: list[str]) -> None:

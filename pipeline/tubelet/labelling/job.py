@@ -10,7 +10,7 @@ from tubelet.corpus.manifest import is_manifest, read_manifest
 from tubelet.error_rate import ErrorRate
 from tubelet.inference.driver import Driver
 from tubelet.inference.graph import Layout, check_reachable, resources_for
-from tubelet.inference.output import MakePage, OutputFiles, parquet_bytes
+from tubelet.inference.output import MakePage, OutputFiles, check_output, parquet_bytes
 from tubelet.inference.shipping import LoadedModels, ship
 from tubelet.inference.sink import part_name, part_numbers
 from tubelet.inference.workers import DecodeJob
@@ -67,10 +67,16 @@ class LabelJob:
         """What :meth:`run` would do; writes nothing.
 
         Raises:
-            UserError: the source or a model is not there.
+            UserError: the source or a model is not there, or the output is of something else.
         """
         source, options = self.config.source, self.options
+        if self.config.export is not None:
+            check_target(self.config.export)
         models = LoadedModels.load(self.config.models, self.config.tracking_uri, options)
+        several = len(models.bundles) > 1
+        for name, bundle in zip(models.names, models.bundles, strict=True):
+            files = OutputFiles(storage.join(self.out, name) if several else self.out, options)
+            check_output(files, self.config.describe_output(bundle), new_version=self.config.new_version)
         names = ", ".join(bundle.identity for bundle in models.bundles)
         if not is_manifest(source, options):
             count = sum(1 for _ in storage.list_objects(source, options, self.config.include))
