@@ -32,9 +32,8 @@ def export(files: OutputFiles, uri: str, *, formulas: bool = False) -> int:
     """Write all rows at the root of ``files`` to ``uri``, part by part; returns how many.
 
     In CSV, lists are JSON, and unless ``formulas`` are wanted no cell is one (see :func:`defused`). A name in
-    ``.windows.csv`` gets when which label holds, and one in ``.label-studio.json`` tasks to import there, with
-    an interface for them beside it (``.xml``). The file
-    appears whole, or not at all.
+    ``.windows.csv`` gets when which label holds, and one in ``.label-studio.json`` tasks to import there,
+    with an interface for them beside it (``.xml``). The file appears whole, or not at all.
 
     Raises:
         UserError: the name says none of the formats.
