@@ -185,7 +185,7 @@ def test_model_registered_by_the_earlier_version_is_found(
     model = client.create_logged_model(experiment, name="moves", source_run_id=run.info.run_id)
     client.log_model_artifacts(model.model_id, str(logged))
     with _as_default(uri):
-        _register(client, "moves", model.model_id, None)
+        _register(client, "moves", model.model_id, None, "")
     bundle = ModelBundle.load("models:/moves/1", uri)
     assert bundle.labels == {"label": ["left", "right"]}
     assert bundle.identity == "models:/moves/1"

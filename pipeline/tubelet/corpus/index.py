@@ -265,7 +265,8 @@ class _Index:
         # Another tool made the manifest before, and assigned the splits.
         foreign = "src" not in earlier.made_from and config.split is None
         assembly = Assembly(listing, earlier, probed, tally, foreign)
-        with manifest_writer(self.out, assembly.schema, made_from=self._made_from()) as write:
+        made, options = self._made_from(), config.options.for_writing()
+        with manifest_writer(self.out, assembly.schema, made_from=made, options=options) as write:
             for table in assembly.tables():
                 write(table)
             lock.check()

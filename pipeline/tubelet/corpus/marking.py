@@ -53,7 +53,7 @@ def mark_duplicates(out: str, how: How, prober: Prober, *, together: bool, optio
         how: by content, or by what the frames show as well.
         prober: reads the videos.
         together: duplicates get the split of their original.
-        options: how to reach the videos.
+        options: how to reach the videos, and whether the manifest has a single writer.
     """
     rows = _videos(out)
     fingerprints = Fingerprints(out, options)
@@ -67,7 +67,7 @@ def mark_duplicates(out: str, how: How, prober: Prober, *, together: bool, optio
     marked = Marked(duplicates=sum(number != place for place, number in enumerate(first)))
     if fingerprints.unread:
         marked.warnings.append(f"{fingerprints.unread} videos could not be looked at for duplicates")
-    _write(out, original, together=together)
+    _write(out, original, options.for_writing(), together=together)
     if not together:
         marked.warnings += _torn(rows, original)
     splits = {row["key"]: (original[row["key"]] if together else row)["split"] for row in rows}
@@ -86,14 +86,14 @@ def _videos(out: str) -> list[Row]:
     return list(found.values())
 
 
-def _write(out: str, original: dict[str, Row], *, together: bool) -> None:
+def _write(out: str, original: dict[str, Row], options: StorageOptions, *, together: bool) -> None:
     def write_again() -> None:
         slices, made = ManifestSlices.open(out), made_from(out)
         tables = iter(slices)
         first = next(tables)
         kept = [one for one in first.schema if one.name != COLUMN]
         schema = pa.schema([*kept, pa.field(COLUMN, pa.string())])
-        with manifest_writer(out, schema, made_from=made) as write:
+        with manifest_writer(out, schema, made_from=made, options=options) as write:
             for table in (first, *tables):
                 rows = _marked(table.to_pylist(), original, together=together)
                 write(pa.Table.from_pylist(list(rows), schema=schema))

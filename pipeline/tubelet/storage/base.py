@@ -25,6 +25,10 @@ class StorageOptions(Settings):
     break_lock: Annotated[bool, Option()] = False
     """Take an output over from the job that holds it: only if you know that it is gone."""
 
+    def for_writing(self) -> StorageOptions:
+        """Of an output beside public videos: those are read without credentials, it is written with them."""
+        return StorageOptions(single_writer=self.single_writer)
+
 
 DEFAULT_OPTIONS = StorageOptions()
 

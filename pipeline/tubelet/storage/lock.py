@@ -123,7 +123,7 @@ class OutputLock:
     ) -> None:
         self.uri = storage.normalise_uri(uri)
         self.folder = lock_folder(self.uri)
-        self._options = StorageOptions(single_writer=options.single_writer)
+        self._options = options.for_writing()
         self._break = options.break_lock
         self._job = job or " ".join(["tubelet", *sys.argv[1:2]])
         self._every_s, self._stale_after_s = heartbeat_every_s, stale_after_s
