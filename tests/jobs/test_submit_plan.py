@@ -200,6 +200,8 @@ def test_recipe_and_label_files_travel(tmp_path: Path) -> None:
     assert plan.files == {"files/recipe.yaml": recipe}
     plan = plan_job(["index", "s3://b/v", "--out", "s3://b/m", f"--labels={labels}"], env={})
     assert plan.argv[-1] == "--labels=files/labels.csv"
+    plan = plan_job(["index", "s3://b/v", "--out", "s3://b/m", f"--listing={labels}"], env={})
+    assert plan.argv[-1] == "--listing=files/listing.csv"
 
 
 def test_package_is_code_and_shipped_files_only(tmp_path: Path) -> None:

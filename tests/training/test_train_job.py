@@ -90,7 +90,9 @@ def test_run_says_what_made_it(done: Fit) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["batch"] == "7"
     assert run.data.tags["tubelet.data_fingerprint"]
-    assert run.data.tags["tubelet.manifest"] == done.request.manifest
+    manifest, _, version = run.data.tags["tubelet.manifest"].rpartition("@")
+    assert manifest == done.request.manifest
+    assert version, "and which version of it"
     assert run.info.run_name.split()[:2] == ["train", "model2"]
     assert "labelled videos per split" in run.data.tags["mlflow.note.content"]
     files = {file.path for file in done.client.list_artifacts(done.summary["run_id"])}

@@ -39,7 +39,9 @@ _SERVERS = (
 )
 _PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 # Small files that the job reads at its start: they travel with the code.
-_SHIPPED = ("recipe", "labels")
+_SHIPPED = ("recipe", "labels", "listing")
+# Jobs that use a tracking server only where one is named, for their report or for models:/ and runs:/.
+_TRACK_IF_ASKED = ("embed", "index")
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,7 @@ def plan_job(argv: Sequence[str], *, shared: Sequence[str] = (), env: Mapping[st
                 target = f"files/{name}{Path(value).suffix}"
                 files[target], replaced[value] = Path(value), target
     servers = {name: env[name] for name in _SERVERS if env.get(name)}
-    # `embed` writes to no tracking server, and reads from one only what models:/ and runs:/ name.
-    if "tracking_uri" in params and (argv[0] != "embed" or params["tracking_uri"]):
+    if "tracking_uri" in params and (argv[0] not in _TRACK_IF_ASKED or params["tracking_uri"]):
         uri = params["tracking_uri"]
         _check_tracking(uri, shared)
         servers.pop("MLFLOW_TRACKING_URI", None)

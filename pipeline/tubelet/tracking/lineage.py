@@ -46,7 +46,8 @@ def trained_on(manifests: Collection[str], uri: str | None) -> list[TrainedModel
             experiments, "tags.`tubelet.job` = 'train'", run_view_type=3, max_results=_PAGE, page_token=token
         )
         for run in page:
-            if run.data.tags.get("tubelet.manifest", "").partition("@")[0] in manifests:
+            used = run.data.tags.get("tubelet.manifest", "")
+            if used in manifests or used.rpartition("@")[0] in manifests:
                 run_id = run.info.run_id
                 versions = client.search_model_versions(f"run_id = '{run_id}'")
                 named = tuple(f"models:/{one.name}/{one.version}" for one in versions)
