@@ -16,7 +16,7 @@ from tubelet.config import UserError
 from tubelet.tracking import Tracker
 from tubelet.tracking.flush import flush_spool
 from tubelet.tracking.spool import REFUSED
-from tubelet.tracking.tracker import _spool_root
+from tubelet.tracking.spool_folder import spool_root
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_a_deleted_experiment_is_refused_at_the_start(database: str) -> None:
     with pytest.raises(UserError, match=r"'deleted' at .* is deleted\n.*--experiment") as caught:
         start(database, "deleted")
     assert f"`mlflow experiments restore --experiment-id {identity}`" in str(caught.value)
-    assert not _spool_root().exists()
+    assert not spool_root().exists()
     with pytest.raises(UserError, match=r"'deleted' at .* is deleted\n.*--experiment"):
         Tracker.check(database, "deleted")
     Tracker.check(database, "never seen")
@@ -85,7 +85,7 @@ def test_what_is_refused_in_the_middle_is_kept_named_and_sent_on_resume(
     tracker.log_text("kept too", "notes.txt")
     with caplog.at_level(logging.WARNING):
         tracker.finish()
-    (kept,) = _spool_root().glob(f"*/{REFUSED}")
+    (kept,) = spool_root().glob(f"*/{REFUSED}")
     lines = [json.loads(line) for line in kept.read_text().splitlines()]
     assert [line["record"]["kind"] for line in lines] == ["metrics"] * 5 + ["file", "status"]
     said = [record.getMessage() for record in caplog.records]
@@ -99,7 +99,7 @@ def test_what_is_refused_in_the_middle_is_kept_named_and_sent_on_resume(
     assert again.run_id == tracker.run_id
     assert steps_of(database, tracker.run_id, "loss") == list(range(7))
     assert [f.path for f in mlflow.MlflowClient(database).list_artifacts(tracker.run_id)] == ["notes.txt"]
-    assert not _spool_root().exists()
+    assert not spool_root().exists()
 
 
 def test_one_bad_record_takes_no_others_along(database: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -156,16 +156,16 @@ def test_a_database_of_another_kind_is_one_line(
 
 
 def test_a_spool_that_others_may_write_is_closed_to_them(database: str) -> None:
-    _spool_root().mkdir()
-    _spool_root().chmod(0o777)
+    spool_root().mkdir()
+    spool_root().chmod(0o777)
     with start(database, "modes"):
-        assert _spool_root().stat().st_mode & 0o777 == 0o700
+        assert spool_root().stat().st_mode & 0o777 == 0o700
 
 
 def test_a_spool_of_another_user_is_refused(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    _spool_root().mkdir()
-    place = _spool_root()
-    monkeypatch.setattr("tubelet.tracking.tracker._spool_root", lambda: place)
+    spool_root().mkdir()
+    place = spool_root()
+    monkeypatch.setattr("tubelet.tracking.spool_folder.spool_root", lambda: place)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(UserError, match=r"is not a folder of yours.*TMPDIR"):
         start(database, "modes")
@@ -173,6 +173,6 @@ def test_a_spool_of_another_user_is_refused(database: str, monkeypatch: pytest.M
 
 def test_a_link_in_place_of_the_spool_is_refused(database: str, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    _spool_root().symlink_to(tmp_path / "elsewhere")
+    spool_root().symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="is not a folder of yours"):
         start(database, "modes")

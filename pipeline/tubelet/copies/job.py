@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,15 +25,16 @@ from tubelet.corpus.manifest import ManifestSlices, is_manifest, read_manifest
 from tubelet.corpus.publication import manifest_writer
 from tubelet.error_rate import ErrorRate
 from tubelet.inference.driver import Driver
-from tubelet.inference.graph import check_reachable, resources_for
+from tubelet.inference.graph import Layout
 from tubelet.inference.output import OutputFiles, check_or_init_output
 from tubelet.inference.plan import Plan, make_plan
 from tubelet.inference.sink import PredictionSink
 from tubelet.inference.source import fingerprint_of, manifest_of
+from tubelet.inference.table_run import VideoTally, make_rows
 from tubelet.inference.workers import DecodeJob
 from tubelet.storage.lock import OutputLock
 from tubelet.storage.pinned import retry_if_changed
-from tubelet.video import ErrorCode, Status, to_retry
+from tubelet.video import Status
 
 _PACKED = re.compile(r"(\.tar(\.(gz|bz2|xz|zst))?|\.tgz|\.lance)/?$|\{\d+\.\.\d+\}", re.IGNORECASE)
 
@@ -91,16 +91,8 @@ class PrepareJob:
             UserError: a bad input, an output of something else or in use, too many failures.
         """
         config, options = self.config, self.config.storage
-        started_s, tally = time.monotonic(), _Tally()
-        manifest = manifest_of(
-            config.source,
-            self.out,
-            include=config.include,
-            retry_errors=config.retry_errors,
-            max_error_rate=config.max_error_rate,
-            limits=config.limits,
-            options=options,
-        )
+        started_s, tally = time.monotonic(), VideoTally(("copy_size", "decode_s"))
+        manifest = manifest_of(config, self.out)
         if storage.normalise_uri(manifest) == self.out:
             raise UserError("--out is the manifest that is copied from: choose a place of its own")
         fingerprint_of(ManifestSlices.open(manifest, without=["keyframes_s"], options=options), config.source)
@@ -117,10 +109,10 @@ class PrepareJob:
             errors=failed + tally.errors,
             already_done=done,
             copied=tally.ok,
-            copied_bytes=tally.size_bytes,
+            copied_bytes=tally.sums["copy_size"],
             to_retry=tally.to_retry,
             seconds=round(time.monotonic() - started_s, 3),
-            copy_s=round(tally.copy_s, 3),
+            copy_s=round(tally.sums["decode_s"], 3),
             out=self.out,
             reasons=dict(tally.reasons),
         )
@@ -163,30 +155,29 @@ class PrepareJob:
         wanted = slices if self.config.segments else Whole(slices)
         return make_plan(wanted, [sink.published], files, "_plan", retry_errors=self.config.retry_errors)
 
-    def _copy(self, plan: Plan, sink: PredictionSink, start_ray: Callable[[], None], tally: _Tally) -> None:
-        config, files = self.config, sink.files
-        rate = ErrorRate(config.max_error_rate, "What is done is kept: mend the cause and set --retry-errors")
-        driver = Driver(plan, files, [sink], rate)
-        driver.on_rows = tally.add
-        driver.check_known_errors()
-        driver.publish_known_errors([{}])
-        if plan.requests:
-            start_ray()
-            check_reachable(files, [shard.name for shard in plan.shards[:1]])
-            decode = DecodeJob((), storage=config.storage, limits=config.limits.limits())
-            with resources_for(
-                decode,
-                plan.requests,
-                workers=config.workers,
-                predictors=0,
-                gpus=0,
-                largest_pixels=plan.largest_pixels,
-            ) as layout:
-                job = CopyJob(config.spec, storage.join(self.out, VIDEOS))
-                driver.run(decode, job, layout, name="prepare", stage=CopyWorker)
-        sink.close()
-        driver.remove_plan()
-        rate.judge(tally.ok + tally.errors, tally.failures, tally.examples)
+    def _copy(
+        self, plan: Plan, sink: PredictionSink, start_ray: Callable[[], None], tally: VideoTally
+    ) -> None:
+        config = self.config
+
+        def run(driver: Driver, layout: Layout) -> None:
+            job = CopyJob(config.spec, storage.join(self.out, VIDEOS))
+            driver.run(decode, job, layout, name="prepare", stage=CopyWorker)
+
+        decode = DecodeJob((), storage=config.storage, limits=config.limits.limits())
+        make_rows(
+            plan,
+            sink,
+            ErrorRate(config.max_error_rate, "What is done is kept: mend the cause and set --retry-errors"),
+            tally,
+            known={},
+            decode=decode,
+            start_ray=start_ray,
+            run=run,
+            workers=config.workers,
+            predictors=0,
+            gpus=0,
+        )
 
     def _write_manifest(self, manifest: str, files: OutputFiles) -> None:
         config = self.config
@@ -202,33 +193,3 @@ class PrepareJob:
                     rows = rows_of_copies(table, copies, segments=config.segments)
                     write(pa.Table.from_pylist(list(rows), schema=schema))
                 files.check_owner()
-
-
-@dataclass
-class _Tally:
-    ok: int = 0
-    errors: int = 0
-    to_retry: int = 0
-    size_bytes: int = 0
-    copy_s: float = 0.0
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def failures(self) -> dict[str, int]:
-        """Reasons of videos that have no copy."""
-        return {code: count for code, count in self.reasons.items() if code != ErrorCode.PARTIAL}
-
-    def add(self, number: int, rows: pa.Table) -> None:
-        failed = rows["status"].to_pylist().count(Status.ERROR)
-        self.errors += failed
-        self.ok += rows.num_rows - failed
-        self.size_bytes += pc.sum(rows["copy_size"]).as_py() or 0
-        columns = (rows[name].to_pylist() for name in ("error_code", "error", "attempts"))
-        for code, reason, attempts in zip(*columns, strict=True):
-            if code is not None:
-                self.reasons[code] += 1
-                self.examples.setdefault(code, reason or "")
-                self.to_retry += to_retry(code, attempts)
-        if "decode_s" in rows.column_names:
-            self.copy_s += float(rows["decode_s"].to_numpy().sum())

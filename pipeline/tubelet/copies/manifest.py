@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tubelet.copies.table import FILE_COLUMNS, ORIGIN_COLUMNS, SCHEMA
+from tubelet.copies.table import ORIGIN_COLUMNS, SCHEMA
 from tubelet.corpus.digests import digests
 from tubelet.corpus.known_rows import KnownRows, spans
+from tubelet.corpus.manifest import FILE_FACTS
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.sink import part_name, part_numbers
 from tubelet.video import Status
@@ -114,7 +115,7 @@ def row_of_copy(row: Row, copy: Mapping[str, Any] | None, *, segment: bool) -> R
         return row | origin
     if copy["status"] == Status.ERROR:
         return row | origin | {name: copy[name] for name in ("status", "error_code", "error", "attempts")}
-    file = {name: copy[name] for name in FILE_COLUMNS if name not in ("uri", "etag", "size")}
+    file = {name: copy[name] for name, _ in FILE_FACTS}
     file |= {name: copy[f"copy_{name}"] for name in ("uri", "etag", "size")}
     said = {name: copy[name] for name in ("status", "error_code", "error", "attempts")}
     whole = {"clip_start_s": None, "clip_end_s": None} if segment else {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import starmap
 
 import pyarrow as pa
 
+from tubelet.corpus.manifest import FILE_FACTS
 from tubelet.inference.schema import WHO
 from tubelet.video import CopySpec
 
@@ -14,39 +16,13 @@ FOLDER = "_copies"
 VIDEOS = "_videos"
 """The folder of the copies themselves: readers of a manifest's folder look for Parquet, and skip it."""
 
-# What a manifest says of the file that a copy is.
-FILE_COLUMNS = (
-    "uri",
-    "etag",
-    "size",
-    "codec",
-    "width",
-    "height",
-    "rotation",
-    "fps",
-    "vfr",
-    "frames",
-    "duration_s",
-    "start_s",
-    "keyframes_s",
-)
-
 SCHEMA = pa.schema(
     [
         *WHO,
         pa.field("copy_uri", pa.string()),
         pa.field("copy_etag", pa.string()),
         pa.field("copy_size", pa.int64()),
-        pa.field("codec", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("rotation", pa.int32()),
-        pa.field("fps", pa.float64()),
-        pa.field("vfr", pa.bool_()),
-        pa.field("frames", pa.int64()),
-        pa.field("duration_s", pa.float64()),
-        pa.field("start_s", pa.float64()),
-        pa.field("keyframes_s", pa.list_(pa.float64())),
+        *starmap(pa.field, FILE_FACTS),
         # Runs that ended with a transient error of this content; 0 for what is well, or final.
         pa.field("attempts", pa.int32()),
     ]

@@ -16,29 +16,21 @@ from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.known_rows import Ints, KnownRows, spans
 from tubelet.corpus.listing import Listing
-from tubelet.corpus.manifest import SCHEMA, ManifestSlices, label_columns, made_from, manifest_exists
+from tubelet.corpus.manifest import (
+    FILE_FACTS,
+    SCHEMA,
+    ManifestSlices,
+    label_columns,
+    made_from,
+    manifest_exists,
+)
 from tubelet.corpus.probing import promises_video
 from tubelet.corpus.versions import is_one_file, split_version
 from tubelet.storage.pinned import retry_if_changed
 from tubelet.video import MAX_ATTEMPTS, TRANSIENT, Status
 
 # What probing found out; all else in a row comes from the listing.
-PROBED_COLUMNS = (
-    "status",
-    "error_code",
-    "error",
-    "codec",
-    "width",
-    "height",
-    "rotation",
-    "fps",
-    "vfr",
-    "frames",
-    "duration_s",
-    "start_s",
-    "keyframes_s",
-    "indexed_at",
-)
+PROBED_COLUMNS = ("status", "error_code", "error", *(name for name, _ in FILE_FACTS), "indexed_at")
 
 _COMPARED = ("key", "segment", "path", "etag", "size", "status", "error_code", "attempts")
 

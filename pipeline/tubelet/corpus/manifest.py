@@ -47,9 +47,8 @@ _BEFORE_LABELS = [
     # Runs in a row that ended in a failure which is no verdict on the content; 0 for all else.
     ("attempts", pa.int32()),
 ]
-_AFTER_LABELS = [
-    ("split", pa.string()),
-    ("group", pa.string()),
+# What opening a video tells.
+FILE_FACTS = (
     ("codec", pa.string()),
     ("width", pa.int32()),
     ("height", pa.int32()),
@@ -60,6 +59,11 @@ _AFTER_LABELS = [
     ("duration_s", pa.float64()),
     ("start_s", pa.float64()),
     ("keyframes_s", pa.list_(pa.float64())),
+)
+_AFTER_LABELS = [
+    ("split", pa.string()),
+    ("group", pa.string()),
+    *FILE_FACTS,
     ("clip_start_s", pa.float64()),
     ("clip_end_s", pa.float64()),
     # When a person corrected the labels, in UTC; null: these are as they were found.

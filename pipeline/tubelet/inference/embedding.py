@@ -95,15 +95,7 @@ class EmbedJob:
             UserError: a bad input, an output of something else or in use, too many failures.
         """
         config, options = self.config, self.config.storage
-        manifest = manifest_of(
-            config.source,
-            config.out,
-            include=config.include,
-            retry_errors=config.retry_errors,
-            max_error_rate=config.max_error_rate,
-            limits=config.limits,
-            options=options,
-        )
+        manifest = manifest_of(config, config.out)
         manifest = pinned_uri(manifest, options)
         fingerprint_of(ManifestSlices.open(manifest, without=NOT_NEEDED, options=options), config.source)
         return self._table.make(manifest, config.out, start_ray)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from tubelet import storage
@@ -31,18 +29,18 @@ from tubelet.inference.feature_table import (
     features_of,
     read_features,
 )
-from tubelet.inference.graph import check_reachable, resources_for
+from tubelet.inference.graph import Layout
 from tubelet.inference.output import OutputFiles, check_or_init_output
 from tubelet.inference.plan import Plan, make_plan
 from tubelet.inference.shipping import ship
 from tubelet.inference.sink import PredictionSink
 from tubelet.inference.source import NOT_NEEDED
+from tubelet.inference.table_run import VideoTally, make_rows
 from tubelet.inference.workers import DecodeJob
 from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
 from tubelet.storage.errors import cannot_write
 from tubelet.storage.lock import OutputLock
 from tubelet.storage.pinned import retry_if_changed
-from tubelet.video import ErrorCode, Status, to_retry
 
 __all__ = [
     "FeatureSet",
@@ -169,7 +167,7 @@ class FeatureTable:
         self, manifest: str, out: str, start_ray: Callable[[], None], select: Select | None = None
     ) -> FeatureSummary:
         """Make what ``out`` lacks of the videos of ``manifest`` (see :func:`compute_features`)."""
-        started_s, tally = time.monotonic(), _Tally()
+        started_s, tally = time.monotonic(), VideoTally(("decode_s", "predict_s"), first="clip")
         options, again = self.settings.storage, self.settings.retry_errors
         with self._place(out) as files:
             sink = PredictionSink(files, self.job.shape.schema())
@@ -191,8 +189,8 @@ class FeatureTable:
             embedded=tally.ok + tally.errors,
             to_retry=tally.to_retry,
             seconds=round(time.monotonic() - started_s, 3),
-            decode_s=round(tally.decode_s, 3),
-            predict_s=round(tally.predict_s, 3),
+            decode_s=round(tally.sums["decode_s"], 3),
+            predict_s=round(tally.sums["predict_s"], 3),
             out=storage.normalise_uri(out),
             reasons=dict(tally.reasons),
         )
@@ -221,61 +219,27 @@ class FeatureTable:
                 ) from error
             yield files
 
-    def _run(self, plan: Plan, sink: PredictionSink, start_ray: Callable[[], None], tally: _Tally) -> None:
-        settings, files = self.settings, sink.files
-        rate = ErrorRate(
-            settings.max_error_rate, "What is done is published: mend the cause and set --retry-errors"
+    def _run(
+        self, plan: Plan, sink: PredictionSink, start_ray: Callable[[], None], tally: VideoTally
+    ) -> None:
+        settings, job = self.settings, self.job
+
+        def run(driver: Driver, layout: Layout) -> None:
+            driver.run(decode, ship([job], [self.bundle]), layout, name="embed")
+
+        decode = DecodeJob((self.clip,), (self.clips, 1), settings.storage, settings.limits.limits())
+        make_rows(
+            plan,
+            sink,
+            ErrorRate(
+                settings.max_error_rate, "What is done is published: mend the cause and set --retry-errors"
+            ),
+            tally,
+            known={"clip": 0, "model": job.identity, "sampling": job.sampling},
+            decode=decode,
+            start_ray=start_ray,
+            run=run,
+            workers=settings.workers,
+            predictors=settings.predictors,
+            gpus=settings.gpus,
         )
-        driver = Driver(plan, files, [sink], rate)
-        driver.on_rows = tally.add
-        driver.check_known_errors()
-        driver.publish_known_errors([{"clip": 0, "model": self.job.identity, "sampling": self.job.sampling}])
-        if plan.requests:
-            start_ray()
-            check_reachable(files, [shard.name for shard in plan.shards[:1]])
-            decode = DecodeJob((self.clip,), (self.clips, 1), settings.storage, settings.limits.limits())
-            with resources_for(
-                decode,
-                plan.requests,
-                workers=settings.workers,
-                predictors=settings.predictors,
-                gpus=settings.gpus,
-                largest_pixels=plan.largest_pixels,
-            ) as layout:
-                driver.run(decode, ship([self.job], [self.bundle]), layout, name="embed")
-        sink.close()
-        driver.remove_plan()
-        rate.judge(tally.ok + tally.errors, tally.failures, tally.examples)
-
-
-@dataclass
-class _Tally:
-    """Counts videos (a failed one has one row, another one a row per clip)."""
-
-    ok: int = 0
-    errors: int = 0
-    to_retry: int = 0
-    decode_s: float = 0.0
-    predict_s: float = 0.0
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def failures(self) -> dict[str, int]:
-        """Reasons of videos that have no features."""
-        return {code: count for code, count in self.reasons.items() if code != ErrorCode.PARTIAL}
-
-    def add(self, number: int, rows: pa.Table) -> None:
-        rows = rows.filter(pc.equal(rows["clip"], 0))
-        failed = rows["status"].to_pylist().count(Status.ERROR)
-        self.errors += failed
-        self.ok += rows.num_rows - failed
-        columns = (rows[name].to_pylist() for name in ("error_code", "error", "attempts"))
-        for code, reason, attempts in zip(*columns, strict=True):
-            if code is not None:
-                self.reasons[code] += 1
-                self.examples.setdefault(code, reason or "")
-                self.to_retry += to_retry(code, attempts)
-        for name in ("decode_s", "predict_s"):
-            if name in rows.column_names:
-                setattr(self, name, getattr(self, name) + float(rows[name].to_numpy().sum()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from tubelet import storage
 from tubelet.config import UserError
 from tubelet.corpus.fingerprint import Fingerprint
@@ -14,24 +16,30 @@ from tubelet.storage import StorageOptions
 NOT_NEEDED = frozenset({"codec", "rotation", "fps", "vfr", "frames", "start_s", "keyframes_s", "indexed_at"})
 
 
-def manifest_of(
-    source: str,
-    out: str,
-    *,
-    include: str | None,
-    retry_errors: bool,
-    max_error_rate: float,
-    limits: DecodeLimits,
-    options: StorageOptions,
-) -> str:
-    """Where the manifest of ``source`` lies: itself, or one that is made or updated below ``out``.
+class SourceSettings(Protocol):
+    """What the jobs that go over a manifest, or a bucket, have in common."""
+
+    source: str
+    include: str | None
+    retry_errors: bool
+    max_error_rate: float
+    storage: StorageOptions
+
+    @property
+    def limits(self) -> DecodeLimits:
+        """What one video may cost; a job's own kind of them, too."""
+
+
+def manifest_of(settings: SourceSettings, out: str) -> str:
+    """Where the manifest of the settings' source lies: itself, or one that is made or updated below ``out``.
 
     Raises:
         UserError: the source is not there, too many of its objects cannot be read, or ``include`` is given
             with a manifest.
     """
+    source, options = settings.source, settings.storage
     if is_manifest(source, options):
-        if include is not None:
+        if settings.include is not None:
             raise UserError(
                 "--include selects from a bucket or folder; a manifest already says what there is"
             )
@@ -41,11 +49,11 @@ def manifest_of(
         IndexConfig(
             src=source,
             out=made,
-            include=include,
+            include=settings.include,
             update=storage.exists(made, options),
-            retry_errors=retry_errors,
-            max_error_rate=max_error_rate,
-            limits=limits,
+            retry_errors=settings.retry_errors,
+            max_error_rate=settings.max_error_rate,
+            limits=settings.limits,
             options=options,
         )
     )

@@ -50,15 +50,7 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
     """
     options, out = config.storage, storage.normalise_uri(config.out)
     models = LoadedModels.load(config.models, config.tracking_uri, options)
-    source = manifest_of(
-        config.source,
-        out,
-        include=config.include,
-        retry_errors=config.retry_errors,
-        max_error_rate=config.max_error_rate,
-        limits=config.limits,
-        options=options,
-    )
+    source = manifest_of(config, out)
     answers = Answers(config.topk, config.scores, config.embeddings)
     root = OutputFiles(out, options, check_owner)
     outputs = [root]

@@ -8,15 +8,13 @@ import logging
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
 from tubelet.config import UserError
@@ -33,6 +31,7 @@ from tubelet.tracking.spool import (
     remove_sent,
     remove_spool,
 )
+from tubelet.tracking.spool_folder import spool_folder
 from tubelet.tracking.store import RunStore
 from tubelet.tracking.system import SystemSampler
 
@@ -84,7 +83,7 @@ class Tracker:
                 experiment or the run is deleted, or the folder for records is another user's.
         """
         uri = registry.check_uri(uri)
-        folder, state = _spool_folder(run_id)
+        folder, state = spool_folder(run_id)
         key = str(state.get("key") or run_id or uuid4().hex)
         store = RunStore(
             uri,
@@ -367,44 +366,6 @@ def metric_name(name: str) -> str:
 
 def _strings(values: Mapping[str, object]) -> dict[str, str]:
     return {str(k): redacted(str(v)) for k, v in values.items() if v is not None}
-
-
-def _spool_root() -> Path:
-    return Path(tempfile.gettempdir()) / f"tubelet-spool-{os.getuid()}"
-
-
-def _spool_folder(run_id: str | None) -> tuple[Path, dict[str, Any]]:
-    """The spool of an earlier process of this run where there is one, else a new folder."""
-    root = _spool_root()
-    _make_root(root)
-    for path in root.glob("*/state.json") if run_id else ():
-        with suppress(ValueError, OSError):
-            state = json.loads(path.read_text("utf-8"))
-            if run_id in (state.get("run_id"), state.get("key")):
-                return path.parent, state
-    folder = root / uuid4().hex
-    while not folder.exists():
-        with suppress(FileNotFoundError):  # another job has just removed the empty root
-            _make_root(root)
-            folder.mkdir()
-    return folder, {}
-
-
-def _make_root(root: Path) -> None:
-    with local_writes(root):
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_own(root)
-
-
-def _check_own(folder: Path) -> None:
-    """What is logged is read back and sent with the user's credentials: nobody else may write it."""
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise UserError(
-            f"{folder} is not a folder of yours: remove it, or set TMPDIR to a folder that only you can write"
-        )
-    if stat.S_IMODE(found.st_mode) != 0o700:
-        folder.chmod(0o700)
 
 
 def _write_state(folder: Path, store: RunStore) -> None:
