@@ -95,7 +95,9 @@ def load_model(
 def _built(config: ViViTConfig, weights: dict[str, torch.Tensor]) -> ViViT:
     with torch.device("meta"):
         model = ViViT(config)
-    model.load_state_dict(weights, assign=True)
+    # Copies lie where torch aligns them. Read in place, the addresses hang on the length of the file's header,
+    # and matrix products on CPUs give other last bits at other alignments.
+    model.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
     return model.requires_grad_(True).eval()
 
 
