@@ -211,8 +211,10 @@ def test_reader_sees_every_place_once_while_writers_are_killed(tmp_path: Path) -
     out = str(tmp_path / "out")
     sink_of(out).add(rows_of(0, 3))
     context = multiprocessing.get_context("fork")
-    draw, seen = random.Random(7), 0
-    for attempt in range(10):
+    draw, seen, attempt = random.Random(7), 0, 0
+    # Ten writers as a rule; on a busy machine more, until enough was written that the look at it means something.
+    while attempt < 10 or (seen <= 50 and attempt < 100):
+        attempt += 1
         writer = context.Process(target=_write_for_ever, args=(out, attempt))
         writer.start()
         end_s = time.monotonic() + draw.uniform(0.1, 0.6)
