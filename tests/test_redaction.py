@@ -7,10 +7,11 @@ import pickle
 
 import pytest
 from tubelet.config import UserError
-from tubelet.redaction import RedactingFilter, redacted, redacted_values
+from tubelet.redaction import redacted, redacted_values
 from tubelet.storage import ObjectChangedError
 from tubelet.storage.errors import CredentialsError, DiskFullError, StoreUnavailableError
 from tubelet.video import DecodeError
+from tubelet_jobs.logs import log_to_stderr
 
 CANARY = "canary-4f1d9c"
 
@@ -50,7 +51,7 @@ def test_errors_are_made_without_secrets(kind: type[Exception]) -> None:
     assert DecodeError("io_error", str(f"http://me:{CANARY}@host")).message == "http://***@host"
 
 
-def test_logs_and_tracebacks_are_written_without_secrets(caplog: pytest.LogCaptureFixture) -> None:
+def test_logs_and_tracebacks_are_written_without_secrets(capsys: pytest.CaptureFixture[str]) -> None:
     record = logging.LogRecord(
         "tubelet", logging.WARNING, "f", 1, "no picture of %s", (f"s3://a:{CANARY}@b",), None
     )
@@ -58,8 +59,9 @@ def test_logs_and_tracebacks_are_written_without_secrets(caplog: pytest.LogCaptu
         raise RuntimeError(f"http://a:{CANARY}@b")
     except RuntimeError as error:
         record.exc_info = (RuntimeError, error, error.__traceback__)
-    RedactingFilter().filter(record)
-    text = logging.Formatter().format(record)
+    with log_to_stderr():
+        logging.getLogger("tubelet").handle(record)
+    text = capsys.readouterr().err
     assert "no picture of s3://***@b" in text
     assert "RuntimeError: http://***@b" in text
     assert CANARY not in text

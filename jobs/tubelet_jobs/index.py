@@ -48,7 +48,7 @@ def _page(summary: IndexSummary, config: IndexConfig) -> str | None:
     place = report_of(summary.out)
     try:
         page = corpus_page(summary.out, summary.to_dict())
-        storage.write_bytes(place, page.encode(), config.options)
+        storage.write_bytes(place, page.encode(), config.options.for_writing())
     except Exception as error:
         _log.warning("no report could be made at %s: %s", place, error)
         return None

@@ -7,21 +7,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tubelet.redaction import RedactingFilter
+from tubelet.redaction import redacted
 
 
 class _StderrHandler(logging.Handler):
     """Writes to what stderr is at that moment: a live progress bar and tests put another in its place."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:  # of a message that does not fit its arguments, as logging has it
+            self.handleError(record)
 
 
 class _Format(logging.Formatter):
-    """Warnings as people read them; below them (``TUBELET_DEBUG=1``) with who says it."""
+    """Without secrets. Warnings as people read them; below them (``TUBELET_DEBUG=1``) with who says it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = redacted(super().format(record))  # its traceback, too
         if record.levelno >= logging.WARNING:
             return f"{record.levelname.lower()}: {text}"
         return text if record.levelno >= logging.INFO else f"{record.name}: {text}"
@@ -32,7 +35,6 @@ def log_to_stderr(*, debug: bool = False) -> Iterator[None]:
     """Show what the library logs: from INFO on, with ``debug`` all of it."""
     log, handler = logging.getLogger("tubelet"), _StderrHandler()
     handler.setFormatter(_Format())
-    handler.addFilter(RedactingFilter())
     level, propagate = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.DEBUG if debug else logging.INFO)

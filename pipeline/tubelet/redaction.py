@@ -6,7 +6,6 @@ made (:class:`tubelet.config.UserError`, :class:`tubelet.video.DecodeError`), an
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,8 @@ _BEARER = re.compile(r"(?P<name>\b(?:bearer|basic)\s)[\w.~+/=-]{8,}", re.IGNOREC
 _SECRET_VARIABLES = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
+    "DATABRICKS_TOKEN",
+    "HF_TOKEN",
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
     "RAY_AUTH_TOKEN",
@@ -66,14 +67,3 @@ class RedactedError(Exception):
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(redacted(item) if isinstance(item, str) else item for item in args))
-
-
-class RedactingFilter(logging.Filter):
-    """Of a handler: cuts secrets from what it writes, tracebacks included."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Rewrite the record; none is dropped."""
-        record.msg, record.args = redacted(record.getMessage()), None
-        if record.exc_info and not record.exc_text:
-            record.exc_text = redacted(logging.Formatter().formatException(record.exc_info))
-        return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def test_a_manifest_of_copies_stands_for_that_of_the_originals(
             assert storage.stat(row["uri"]).etag == row["etag"]  # type: ignore[union-attr]
             assert (row["width"], row["height"], row["codec"]) == (32, 32, "h264")
             assert row["keyframes_s"] == pytest.approx([0, 0.4, 0.8])
-    assert made_from(out)["prepared_from"] == manifest
+    assert re.fullmatch(re.escape(manifest) + "@[0-9a-f]{12}", made_from(out)["prepared_from"])
 
     # Clips of the one are clips of the other.
     decoder = ClipDecoder(ClipSpec(frames=4, stride=None, size=32, short_side=32))
@@ -149,3 +150,5 @@ def test_an_output_of_something_else_is_refused(videos: Path, tmp_path: Path) ->
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other things"):
         PrepareJob(config(manifest, tmp_path / "other")).run(no_ray)
+    with pytest.raises(UserError, match="copies go into a folder"):
+        PrepareJob(config(manifest, tmp_path / "copies.parquet"))

@@ -119,3 +119,28 @@ def test_what_is_not_there_is_said_before_anything_goes(world: dict[str, str], t
         forget(GONE, manifest=manifest, tmp_path=tmp_path, out=(f"{manifest}-not",))
     assert GONE in manifest_rows(manifest)
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_manifest_that_is_one_file(root: str, tmp_path: Path) -> None:
+    """What lies beside it is gone through, and what is not there is no error."""
+    videos, manifest = str(write_corpus(tmp_path / "videos", 2)), f"{root}/m.parquet"
+    run_index(videos, manifest)
+    summary = forget(GONE, manifest=manifest, tmp_path=tmp_path)
+    assert (summary.forgotten, summary.rows) == (1, 1)
+    assert [row["path"] for row in read_manifest(manifest).to_pylist()] == ["v00001.mp4"]
+    run_index(videos, manifest, update=True)
+    assert [row["path"] for row in read_manifest(manifest).to_pylist()] == ["v00001.mp4"]
+
+
+def test_the_manifest_inside_an_output_forgets_too(world: dict[str, str], tmp_path: Path) -> None:
+    """A job that was given the bucket looks at it again on its next run."""
+    inside = f"{world['labels']}/_manifest"
+    run_index(world["videos"], inside)
+    forget(GONE, manifest=world["manifest"], tmp_path=tmp_path, out=(world["labels"],))
+    run_index(world["videos"], inside, update=True)
+    assert sorted(row["path"] for row in read_manifest(inside).to_pylist()) == ["v00001.mp4", "v00002.mp4"]
+
+
+def test_one_version_is_not_what_forgets(world: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give the manifest itself"):
+        forget(GONE, manifest=f"{world['manifest']}@0123456789ab", tmp_path=tmp_path)

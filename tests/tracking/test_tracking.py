@@ -360,9 +360,12 @@ def test_a_version_s_description_has_each_evaluation_once_and_fits(database: str
     for title, text in (("Evaluation: test", "old"), ("Evaluation: val", "1"), ("Evaluation: test", "new")):
         describe_version(database, link, title, text)
     found = client.get_model_version("described", version).description
-    assert found == "## Data\n\n- one\n\n## Evaluation: val\n\n1\n\n## Evaluation: test\n\nnew\n"
-    describe_version(database, link, "Evaluation: many", "a class\n" * 3000)
-    assert len(client.get_model_version("described", version).description) <= 5000
+    assert found == "## Evaluation: test\n\nnew\n\n## Evaluation: val\n\n1\n\n## Data\n\n- one\n"
+    describe_version(database, link, "Evaluation: many", "a class\n" * 300)
+    describe_version(database, link, "Evaluation: last", "a class\n" * 400)
+    found = client.get_model_version("described", version).description
+    assert len(found) <= 5000
+    assert found.startswith("## Evaluation: last"), "what is new is not what is cut"
 
 
 def test_a_run_is_called_what_it_is_given_or_what_it_is_about() -> None:

@@ -23,6 +23,7 @@ from tubelet.copies.table import FOLDER, SCHEMA, VIDEOS, described
 from tubelet.copies.worker import CopyJob, CopyWorker
 from tubelet.corpus.manifest import ManifestSlices, is_manifest, read_manifest
 from tubelet.corpus.publication import manifest_writer
+from tubelet.corpus.versions import is_one_file, pinned_uri, split_version
 from tubelet.error_rate import ErrorRate
 from tubelet.inference.driver import Driver
 from tubelet.inference.graph import Layout
@@ -80,6 +81,8 @@ class PrepareJob:
                 "unpack them into a folder or prefix, one file per video, and index that"
             )
         self.config, self.out = config, storage.normalise_uri(config.out)
+        if is_one_file(self.out) or split_version(self.out)[1] is not None:
+            raise UserError(f"--out {config.out}: copies go into a folder, choose a name for one")
 
     def run(self, start_ray: Callable[[], None]) -> PrepareSummary:
         """Make the copies that are missing, then their manifest.
@@ -93,8 +96,9 @@ class PrepareJob:
         config, options = self.config, self.config.storage
         started_s, tally = time.monotonic(), VideoTally(("copy_size", "decode_s"))
         manifest = manifest_of(config, self.out)
-        if storage.normalise_uri(manifest) == self.out:
+        if split_version(storage.normalise_uri(manifest))[0] == self.out:
             raise UserError("--out is the manifest that is copied from: choose a place of its own")
+        manifest = pinned_uri(manifest, options)
         fingerprint_of(ManifestSlices.open(manifest, without=["keyframes_s"], options=options), config.source)
         with self._place() as files:
             sink = PredictionSink(files, SCHEMA)
@@ -182,7 +186,7 @@ class PrepareJob:
     def _write_manifest(self, manifest: str, files: OutputFiles) -> None:
         config = self.config
         slices = ManifestSlices.open(manifest, options=config.storage)
-        made = {"prepared_from": storage.normalise_uri(manifest), "copies": described(config.spec)}
+        made = {"prepared_from": manifest, "copies": described(config.spec)}
         with TemporaryDirectory(prefix="tubelet-") as folder:
             copies = Copies(files, Path(folder) / "copies.arrow")
             tables = iter(slices)

@@ -46,10 +46,10 @@ class Fingerprints:
     """
 
     def __init__(self, out: str, options: StorageOptions) -> None:
-        self._place, self._options = beside(out, _NAME), options
+        self._place, self._options, self._kept = beside(out, _NAME), options, options.for_writing()
         self._known: dict[tuple[str, str], Row] = {}
         try:
-            rows = pq.read_table(io.BytesIO(storage.read_bytes(self._place, options))).to_pylist()
+            rows = pq.read_table(io.BytesIO(storage.read_bytes(self._place, self._kept))).to_pylist()
             self._known = {(row["key"], row["etag"]): row for row in rows}
         except (FileNotFoundError, pa.ArrowException, KeyError):
             pass  # what is not known is looked at
@@ -70,14 +70,16 @@ class Fingerprints:
             if digest or hashes:
                 wanted.append((row, digest, hashes))
         kept = {_name(row): self._known[_name(row)] for row in rows if _name(row) in self._known}
-        if wanted:
+        self._known = kept
+        if not wanted:
+            return
+        try:
             with ProgressLine("looking for duplicates", len(wanted), "videos") as line:
                 for row, found in prober.map(wanted, lambda one: (one[0], self._found(*one, prober))):
                     known = kept.get(_name(row), dict.fromkeys(_SCHEMA.names))
                     kept[_name(row)] = {**known, **found, "key": row["key"], "etag": row["etag"] or ""}
                     line.advance(1, errors=self.unread)
-        self._known = kept
-        if wanted:
+        finally:  # of a job that is stopped, too: the next one looks at the rest
             self._save(kept.values())
 
     def digest(self, row: Row) -> str | None:
@@ -113,7 +115,7 @@ class Fingerprints:
     def _save(self, rows: Iterable[Row]) -> None:
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(list(rows), _SCHEMA), buffer, compression="zstd")
-        storage.write_bytes(self._place, buffer.getvalue(), self._options)
+        storage.write_bytes(self._place, buffer.getvalue(), self._kept)
 
 
 def _name(row: Row) -> tuple[str, str]:

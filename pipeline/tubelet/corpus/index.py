@@ -231,7 +231,7 @@ class _Index:
                         include=config.include,
                         listing_file=config.listing,
                         leave_out=self._is_ours,
-                        forgotten=forgotten(self.out, config.options),
+                        forgotten=forgotten(self.out, config.options.for_writing()),
                         is_label_file=lambda info: info.uri in labels.files,
                         on_objects=line.advance,
                     )

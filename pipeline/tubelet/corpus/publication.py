@@ -63,10 +63,12 @@ def manifest_writer(
     root = storage.normalise_uri(uri)
     made = dict(made_from or {})
     texts = {METADATA_KEY: json.dumps(made), SCHEMA_KEY: str(SCHEMA_VERSION)}
+    # Before the rows are made: what is published meanwhile by somebody else may not be among them.
+    record = Record.read(root, options)
     with tempfile.TemporaryDirectory(prefix="tubelet-") as folder:
         parts = _Parts(root, schema.with_metadata(texts), Path(folder), part_rows, options)
         yield parts.add
-        _publish(root, parts, json.loads(json.dumps(made)), options)
+        _publish(root, parts, json.loads(json.dumps(made)), record, options)
 
 
 class _Parts:
@@ -144,9 +146,11 @@ def describe_part(file: Path, number: int) -> Part:
     return Part(part_name(number, digest), pq.read_metadata(file).num_rows, file.stat().st_size)
 
 
-def _publish(root: str, parts: _Parts, made_from: dict[str, Any], options: StorageOptions) -> None:
+def _publish(
+    root: str, parts: _Parts, made_from: dict[str, Any], before: Record, options: StorageOptions
+) -> None:
     version = Version(tuple(parts.close()), made_from, datetime.now(UTC).isoformat(timespec="seconds"))
-    record = _with_legacy(root, Record.read(root, options), options)
+    record = _with_legacy(root, before, options)
     if is_one_file(root):
         version = _publish_file(root, parts, version, options)
     else:

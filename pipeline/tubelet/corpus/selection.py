@@ -12,14 +12,9 @@ import pyarrow.compute as pc
 from tubelet.config import UserError
 from tubelet.corpus.manifest import ManifestSlices, label_columns, read_manifest
 from tubelet.corpus.split_names import normalise_split
+from tubelet.corpus.tally import has_label
 from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
 from tubelet.storage.pinned import retry_if_changed
-
-
-def _has_label(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_list(column.type):
-        return pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0)
-    return pc.is_valid(column)
 
 
 def select(
@@ -51,7 +46,7 @@ def select(
     if split is not None:
         keep = pc.and_(keep, pc.fill_null(pc.equal(split_names(table), normalise_split(split)), False))
     if labelled is not None:
-        has = _has_label(table.column(head))
+        has = has_label(table.column(head))
         keep = pc.and_(keep, has if labelled else pc.invert(has))
     chosen = table.filter(keep)
     if required and not chosen.num_rows:
@@ -89,13 +84,13 @@ def _labelled(rows: pa.Table, heads: Collection[str]) -> pa.Table:
     keep = pa.chunked_array([pa.array(np.zeros(rows.num_rows, np.bool_))])
     for head in heads:
         if head in rows.column_names:
-            keep = pc.or_(keep, _has_label(rows[head]))
+            keep = pc.or_(keep, has_label(rows[head]))
     return rows.filter(pc.and_(keep, pc.equal(rows["status"], "ok"))).combine_chunks()
 
 
 def _nothing_left(usable: pa.Table, split: str | None, labelled: bool | None, head: str) -> UserError:
     kind = {None: "usable", True: "labelled", False: "unlabelled"}[labelled]
-    if labelled and not pc.any(_has_label(usable.column(head))).as_py():
+    if labelled and not pc.any(has_label(usable.column(head))).as_py():
         return UserError(
             f"none of the {usable.num_rows} usable videos has a label in {head!r}\n"
             "index again with --labels FILE, or --labels folders where each class has a folder"
@@ -108,7 +103,7 @@ def _nothing_left(usable: pa.Table, split: str | None, labelled: bool | None, he
 def split_counts(table: pa.Table, head: str = "label", labelled: bool | None = None) -> dict[str, int]:
     """Rows by split (``none`` where there is no split), sorted by name."""
     if labelled is not None:
-        has = _has_label(table.column(head))
+        has = has_label(table.column(head))
         table = table.filter(has if labelled else pc.invert(has))
     counts = pc.value_counts(pc.fill_null(split_names(table), "none")).to_pylist()
     return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: item["values"])}

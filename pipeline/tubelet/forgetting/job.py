@@ -11,10 +11,13 @@ import pyarrow.compute as pc
 
 from tubelet import storage
 from tubelet.config import UserError
-from tubelet.corpus.manifest import ManifestSlices, is_manifest, key_of, made_from
+from tubelet.corpus.manifest import ManifestSlices, is_manifest, key_of, label_columns, made_from
+from tubelet.corpus.split_names import normalise_split
 from tubelet.corpus.tombstones import forgotten
+from tubelet.corpus.versions import split_version
 from tubelet.forgetting.config import ForgetConfig
 from tubelet.forgetting.places import Taken, forget_in
+from tubelet.inference.source import INSIDE
 from tubelet.tracking.lineage import TrainedModel, trained_on
 
 _NAMES = ("uri", "origin_uri", "path", "key")
@@ -52,6 +55,9 @@ class ForgetJob:
 
     def __init__(self, config: ForgetConfig) -> None:
         self.config = config
+        for uri in (config.manifest, *config.out):
+            if split_version(uri)[1] is not None:
+                raise UserError(f"{uri} is one version of a manifest: give the manifest itself")
         self.manifest = storage.normalise_uri(config.manifest)
         self.keys, self.trained = self._find()
 
@@ -71,8 +77,11 @@ class ForgetJob:
         for place in places:
             if not storage.exists(place, options):
                 raise UserError(f"--out {place} does not exist: check the path")
+        # A job that was given a bucket keeps its manifest inside its output, and would bring the video back.
+        inside = [storage.join(place, INSIDE) for place in (*places, self.manifest)]
+        places += [place for place in inside if is_manifest(place, options)]
         manifests = [self.manifest, *(place for place in places if is_manifest(place, options))]
-        for place in [*places, self.manifest]:
+        for place in dict.fromkeys([*reversed(places), self.manifest]):
             taken.add(forget_in(place, self.keys, options))
         models = trained_on(manifests, self.config.tracking_uri)
         return ForgetSummary(
@@ -98,7 +107,8 @@ class ForgetJob:
                 hits = pc.or_(hits, pc.is_in(table[name], names))
             for row in table.filter(hits).to_pylist():
                 found |= {row[name]: row["key"] for name in present if row[name] is not None}
-                if row["split"] == "train" and row["label"]:
+                is_train = row["split"] is not None and normalise_split(row["split"]) == "train"
+                if is_train and any(row[head] for head in label_columns(table)):
                     trained.add(row["key"])
         source = made_from(self.manifest, options).get("src")
         earlier = forgotten(self.manifest, options)

@@ -15,7 +15,7 @@ from tubelet.corpus.beside import notes_folder, report_of
 from tubelet.corpus.manifest import ManifestSlices, is_manifest, made_from
 from tubelet.corpus.publication import manifest_writer
 from tubelet.corpus.tombstones import forget_keys
-from tubelet.corpus.versions import drop_earlier
+from tubelet.corpus.versions import drop_earlier, is_one_file, staging_folder
 from tubelet.inference.feature_table import features_of
 from tubelet.inference.output import OutputFiles
 from tubelet.storage import ObjectInfo, StorageOptions
@@ -63,11 +63,15 @@ def forget_in(place: str, keys: Collection[str], options: StorageOptions) -> Tak
             forget_keys(root, keys, options)
             taken.rows += retry_if_changed(lambda: _rewrite_manifest(root, keys, options))
             drop_earlier(root, options)  # versions before, which have the rows
-            around = [notes_folder(root), features_of(root)] if root.endswith(".parquet") else []
+            around = [notes_folder(root), staging_folder(root)]
+            if is_one_file(root):
+                around.append(features_of(root))
             _remove(report_of(root), taken, options)
         else:
             around = []
         for folder in dict.fromkeys([root, *around]):
+            if not storage.exists(folder, options):
+                continue
             files = OutputFiles(folder, options, lock.check, JOB)
             for info in list(storage.walk(folder, options)):
                 _take_out(info, files, frozenset(keys), taken)

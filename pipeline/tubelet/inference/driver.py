@@ -57,7 +57,7 @@ class Driver:
         self._seen = [np.zeros(plan.requests, np.bool_) for _ in sinks]
         self._again: dict[int, int] = {}
         self._second = False
-        self._errors = self._answered = 0
+        self._errors = self._timed = 0
         self._decode_s = self._predict_s = 0.0
         self._gathered: list[list[pa.Table]] = [[] for _ in sinks]
         self._handed_s = time.monotonic()
@@ -142,13 +142,14 @@ class Driver:
         if time.monotonic() - self._handed_s > _GATHER_S:
             self._hand_over()
         answered = pc.count_distinct(rows["request"]).as_py() if rows.num_rows else 0
-        self._answered += answered if number == 0 else 0
+        # Of each row, since each says what its request cost: of the clips of one video all do.
+        self._timed += rows.num_rows if number == 0 else 0
         return answered
 
     def _request_s(self, layout: Layout) -> float:
         """Seconds that a request took its decoder so far."""
         worked_s = self._decode_s + (0.0 if layout.predictors else self._predict_s)
-        return worked_s / max(self._answered, 1)
+        return worked_s / self._timed if self._timed else 0.0
 
     def _hand_over(self) -> None:
         self._handed_s = time.monotonic()

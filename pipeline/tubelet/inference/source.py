@@ -12,6 +12,8 @@ from tubelet.corpus.manifest import ManifestSlices, is_manifest
 from tubelet.decode_limits import DecodeLimits
 from tubelet.storage import StorageOptions
 
+# Where a job that is given a bucket keeps the manifest of it, below its output.
+INSIDE = "_manifest"
 # Columns of a manifest that inference has no use for; the keyframes alone are as large as all it has.
 NOT_NEEDED = frozenset({"codec", "rotation", "fps", "vfr", "frames", "start_s", "keyframes_s", "indexed_at"})
 
@@ -44,7 +46,7 @@ def manifest_of(settings: SourceSettings, out: str) -> str:
                 "--include selects from a bucket or folder; a manifest already says what there is"
             )
         return source
-    made = storage.join(out, "_manifest")
+    made = storage.join(out, INSIDE)
     index_corpus(
         IndexConfig(
             src=source,

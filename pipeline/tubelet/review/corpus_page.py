@@ -25,6 +25,10 @@ _NEEDED = {
     *("key", "segment", "uri", "path", "etag", "size", "status", "error_code", "error", "split"),
     *("codec", "width", "height", "duration_s", _DUPLICATE),
 }
+# The others of a manifest's own columns: the keyframes alone are larger than all that is counted.
+_NOT_NEEDED = frozenset(
+    {"keyframes_s", "frames", "fps", "vfr", "rotation", "start_s", "attempts", "indexed_at", "corrected_at"}
+)
 _SIDES = (0, 144, 240, 360, 480, 720, 1080, 1440, 2160)
 _SECONDS = (0, 1, 2, 5, 10, 30, 60, 300, 1800, 3600)
 _MIB = (0, 0.1, 1, 10, 100, 1000, 10_000)
@@ -109,11 +113,11 @@ def survey(manifest: str) -> Survey:
     """Count what is at ``manifest``."""
 
     def count() -> Survey:
-        slices = ManifestSlices.open(manifest)
+        slices = ManifestSlices.open(manifest, without=_NOT_NEEDED)
         found = Survey()
         for table in slices:
-            names = [name for name in table.column_names if name in _NEEDED or name in label_columns(table)]
-            found.add(table.select(names))
+            heads = label_columns(table)
+            found.add(table.select([name for name in table.column_names if name in _NEEDED or name in heads]))
         return found
 
     return retry_if_changed(count)
@@ -181,7 +185,7 @@ def _paths_of(manifest: str, keys: set[str]) -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     wanted = pa.array(sorted(keys))
-    for table in ManifestSlices.open(manifest):
+    for table in ManifestSlices.open(manifest, without=_NOT_NEEDED):
         rows = table.filter(pc.is_in(table["key"], wanted)).select(["key", "path"]).to_pylist()
         found |= {row["key"]: row["path"] for row in rows}
     return found

@@ -39,8 +39,14 @@ def trained_on(manifests: Collection[str], uri: str | None) -> list[TrainedModel
     if where.startswith("sqlite:///") and not os.path.exists(where.removeprefix("sqlite:///")):
         return []  # to look must not make a database
     client = client_for(where)
-    experiments = [found.experiment_id for found in client.search_experiments(view_type=3)]
-    models, token = [], None
+    experiments, token = [], None
+    while True:
+        found = client.search_experiments(view_type=3, max_results=_PAGE, page_token=token)
+        experiments += [one.experiment_id for one in found]
+        token = found.token
+        if not token:
+            break
+    models = []
     while True:
         page = client.search_runs(
             experiments, "tags.`tubelet.job` = 'train'", run_view_type=3, max_results=_PAGE, page_token=token

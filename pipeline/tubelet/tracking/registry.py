@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ from tubelet._version import __version__
 from tubelet.config import UserError
 from tubelet.tracking.database import explained, shown
 from tubelet.tracking.store import client_for
+
+logger = logging.getLogger(__name__)
 
 MODEL_FILE = "model.safetensors"
 _SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
@@ -291,7 +294,9 @@ def describe_version(uri: str, link: ModelLink, title: str, text: str) -> None:
     parts = [
         part for part in re.split(r"(?m)^(?=## )", before) if part and part.split("\n", 1)[0] != f"## {title}"
     ]
-    whole = "".join(part.rstrip() + "\n\n" for part in parts) + f"## {title}\n\n{text.rstrip()}\n"
+    # First: what is shortened loses its end.
+    new = f"## {title}\n\n{text.rstrip()}\n"
+    whole = "\n".join([new, *(part.rstrip() + "\n" for part in parts)])
     client.update_model_version(link.name, link.version, description=shortened(whole))
 
 
@@ -311,11 +316,18 @@ def _register(client: Any, name: str, model_id: str, alias: str | None, card: st
         made = mlflow.register_model(f"models:/{model_id}", name, await_registration_for=60)
     if alias:
         client.set_registered_model_alias(name, alias, made.version)
+    try:
+        _describe(client, name, made.version, card)
+    except Exception as error:
+        logger.warning(f"version {made.version} of {name} has no description in MLflow: {error}")
+    return str(made.version)
+
+
+def _describe(client: Any, name: str, version: str, card: str) -> None:
     if card:
-        client.update_model_version(name, made.version, description=shortened(card))
+        client.update_model_version(name, version, description=shortened(card))
     if not client.get_registered_model(name).description:
         client.update_registered_model(name, description=_ABOUT_MODEL.format(name=name))
-    return str(made.version)
 
 
 def _resolve(client: Any, uri: str) -> ModelLink:

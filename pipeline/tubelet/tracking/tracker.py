@@ -96,8 +96,7 @@ class Tracker:
                 "mlflow.source.name": "tubelet",
                 "mlflow.user": user(),
                 **registry.code_tags(),
-                **({"mlflow.note.content": description} if description else {}),
-                **_strings(tags or {}),
+                **_strings({"mlflow.note.content": description or None, **(tags or {})}),
             },
         )
         with local_writes(folder):
@@ -200,6 +199,7 @@ class Tracker:
         Waits for the server up to ``wait_s``. Returns the version, or None (with a warning) where the
         server stayed away or has no registry: the model folder itself is not touched.
         """
+        card = redacted(card)
         if card:
             self.log_text(card, "model_card.md")
         try:
@@ -228,7 +228,7 @@ class Tracker:
             text: Markdown.
         """
         try:
-            registry.describe_version(self.uri, link, title, text)
+            registry.describe_version(self.uri, link, title, redacted(text))
         except Exception as error:
             logger.warning(f"the model's description was not changed in MLflow: {first_line(error)}")
 

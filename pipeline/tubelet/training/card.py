@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def _data(prepared: Prepared) -> Iterator[str]:
     sizes = ", ".join(f"{name} {count}" for name, count in prepared.split_sizes().items())
     yield f"- labelled videos per split: {sizes}; trained on {len(examples)}"
     for head, names in examples.labels.items():
-        yield f"- {len(names)} classes of `{head}`: {', '.join(names)}"
+        yield f"- {len(names)} classes of `{head}`: {_some(names)}"
 
 
 def _recipe(prepared: Prepared) -> Iterator[str]:
@@ -59,7 +59,8 @@ def _figures(notes: Mapping[str, Any]) -> Iterator[str]:
     if validation.get("scores"):
         yield "Validation: " + ", ".join(f"{k} {v:.3f}" for k, v in validation["scores"].items())
     elif choice:
-        yield f"Chosen: {choice['candidate']}. Recall of clips that the head was not fitted on:"
+        unseen = " Recall of clips that the head was not fitted on:" if recall else ""
+        yield f"Chosen: {choice['candidate']}.{unseen}"
     else:
         yield "Not validated: `tubelet evaluate` adds figures here."
     if recall:
@@ -76,8 +77,11 @@ def _limits(prepared: Prepared) -> Iterator[str]:
     yield "- a video of none of its classes gets one of them all the same: look at the scores"
     yield "- the figures hold for videos like those of the manifest, not for other cameras or places"
     if few:
-        more = " …" if len(few) > _NAMED else ""
-        yield f"- learnt from under {_FEW} videos: {', '.join(few[:_NAMED])}{more}"
+        yield f"- learnt from under {_FEW} videos: {_some(few)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
 
 
 def _videos_by_class(prepared: Prepared) -> dict[str, int]:

@@ -173,15 +173,21 @@ class CheckpointWriter:
         Raises:
             OSError: the upload before this one failed for good.
         """
-        folder = Path(tempfile.mkdtemp(prefix=f"tubelet-step-{step}-"))
+        folder = Path(tempfile.gettempdir())
         try:
+            folder = Path(tempfile.mkdtemp(prefix=f"tubelet-step-{step}-"))
             write(folder)
-            self.wait()
         except BaseException as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.name.startswith("tubelet-step-"):
+                shutil.rmtree(folder, ignore_errors=True)
             if not _has_no_room(error):
                 raise
             self.full = f"no room to write {folder} (No space left on device)"
+        try:
+            self.wait()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         if self.lost or self.full:
             shutil.rmtree(folder, ignore_errors=True)
             return

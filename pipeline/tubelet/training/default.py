@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tubelet.corpus.selection import read_labelled
-from tubelet.training.examples import load_examples
+from tubelet.training.examples import NOT_NEEDED, load_examples
 from tubelet.training.initial import read_init
 from tubelet.training.recipe import Recipe
 from tubelet.training.request import TrainSettings
@@ -19,7 +19,9 @@ def few_labels(frozen: Recipe, settings: TrainSettings) -> str | None:
     """
     assert settings.init is not None
     examples = load_examples(
-        read_labelled(settings.manifest, frozen.head_columns.values(), options=settings.options),
+        read_labelled(
+            settings.manifest, frozen.head_columns.values(), without=NOT_NEEDED, options=settings.options
+        ),
         frozen.head_columns,
         multilabel=frozen.multilabel,
     )

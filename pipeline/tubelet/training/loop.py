@@ -324,7 +324,9 @@ class Rank:
             "scores": _finite(scores.values),
             "share": dict(zip(names, scores.share, strict=False)),
             "confidence": scores.confidence,
-            "recall": _finite(dict(zip(names, scores.recall, strict=False))),
+            "recall": {
+                n: r if math.isfinite(r) else None for n, r in zip(names, scores.recall, strict=False)
+            },
         }
         record = {"kind": "validation", "step": step, "figures": _finite(scores.values)}
         self.unflushed.append(record)

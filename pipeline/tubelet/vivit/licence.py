@@ -36,7 +36,8 @@ def _folder(source: str) -> Path | None:
         found = try_to_load_from_cache(source[3:], "README.md")
         return Path(found).parent if isinstance(found, str) else None
     path = Path(source)
-    return path if path.is_dir() else path.parent
+    # What lies beside a single file may be of anything.
+    return path if path.is_dir() else None
 
 
 def _of_folder(folder: Path | None) -> str | None:

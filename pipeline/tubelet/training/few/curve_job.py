@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tubelet import storage
 from tubelet.config import UserError
-from tubelet.corpus.manifest import read_manifest
+from tubelet.corpus.selection import read_labelled
+from tubelet.corpus.versions import pinned_uri
 from tubelet.evaluation.config import EvaluateConfig
 from tubelet.evaluation.evaluate import label_columns
 from tubelet.inference.bundle import ModelBundle, find_link
@@ -17,7 +18,7 @@ from tubelet.inference.features import FeatureSpec
 from tubelet.plain_json import json_text
 from tubelet.storage import StorageOptions
 from tubelet.tracking import Tracker, run_name
-from tubelet.training.examples import Examples, load_examples
+from tubelet.training.examples import NOT_NEEDED, Examples, load_examples
 from tubelet.training.few.curve import Curve, learning_curve
 from tubelet.training.few.folds import make_folds
 from tubelet.training.few.given import Wanted, given_features, videos_of
@@ -48,8 +49,11 @@ class CurveJob:
             raise UserError(f"{config.out} exists and is no learning curve: choose another --out")
         self._bundle = ModelBundle.load(config.model, config.tracking_uri, self._options)
         self._spec = FeatureSpec.of(self._bundle.model, self._bundle.clip)
-        table = read_manifest(config.manifest, options=self._options)
+        self._manifest = pinned_uri(config.manifest, self._options)
         self._columns = label_columns(self._bundle)
+        table = read_labelled(
+            self._manifest, self._columns.values(), without=NOT_NEEDED, options=self._options
+        )
         self._examples: Examples = load_examples(
             table, self._columns, multilabel=self._bundle.multilabel, labels=self._bundle.labels
         )
@@ -72,7 +76,7 @@ class CurveJob:
         """
         config, bundle = self.config, self._bundle
         wanted = Wanted(
-            config.manifest,
+            self._manifest,
             config.features,
             self._options,
             tuple(self._columns.values()),
@@ -104,7 +108,7 @@ class CurveJob:
 
     def _publish(self, curve: Curve, summary: dict[str, Any]) -> str:
         config, bundle = self.config, self._bundle
-        tags = {"tubelet.job": "learning-curve", "tubelet.manifest": config.manifest}
+        tags = {"tubelet.job": "learning-curve", "tubelet.manifest": self._manifest}
         params = {"model": bundle.source, "sampling": bundle.clip.sampling}
         with Tracker.start(
             config.tracking_uri,

@@ -147,7 +147,7 @@ def _features(
     spec = FeatureSpec.of(base.model, prepared.spec)
     splits = ("train", *([recipe.evaluation.split] if prepared.validation else []))
     columns = tuple(recipe.head_columns.values())
-    wanted = Wanted(request.manifest, request.features, request.options, columns, splits, request.limits)
+    wanted = Wanted(prepared.manifest, request.features, request.options, columns, splits, request.limits)
     wanted.compute(base, spec, start_ray, recipe.decode_workers, recipe.max_error_rate)
     table = wanted.read(spec)
     given = given_features(table, prepared.examples, multilabel=recipe.multilabel)
