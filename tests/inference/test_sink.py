@@ -212,7 +212,7 @@ def test_reader_sees_every_place_once_while_writers_are_killed(tmp_path: Path) -
     sink_of(out).add(rows_of(0, 3))
     context = multiprocessing.get_context("fork")
     draw, seen, attempt = random.Random(7), 0, 0
-    # Ten writers as a rule; on a busy machine more, until enough was written that the look at it means something.
+    # Ten writers as a rule; on a busy machine more, until enough was written to look at.
     while attempt < 10 or (seen <= 50 and attempt < 100):
         attempt += 1
         writer = context.Process(target=_write_for_ever, args=(out, attempt))

@@ -87,7 +87,7 @@ def test_a_model_travels_as_bytes() -> None:
 
 
 def test_results_do_not_hang_on_where_the_file_has_its_weights(tmp_path: Path) -> None:
-    """Matrix products give other last bits at other alignments, and the length of the header decides these."""
+    """Matrix products give other last bits at other alignments, and the header decides these."""
     model = ViViT(ViViTConfig.preset("tiny-8x2-model1", classes=2))
     loaded = [model_from_bytes(model_to_bytes(model))]
     for letters in range(0, 64, 8):

@@ -95,7 +95,7 @@ def load_model(
 def _built(config: ViViTConfig, weights: dict[str, torch.Tensor]) -> ViViT:
     with torch.device("meta"):
         model = ViViT(config)
-    # Copies lie where torch aligns them. Read in place, the addresses hang on the length of the file's header,
+    # Copies lie where torch aligns them: in place, addresses hang on the length of the header of the file,
     # and matrix products on CPUs give other last bits at other alignments.
     model.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
     return model.requires_grad_(True).eval()
