@@ -144,6 +144,12 @@ def test_label_files_as_people_have_them(tmp_path: Path) -> None:
     assert (summary["ok"], summary["errors"]) == (len(NAMES), 0)
     assert summary["objects"] + summary["skipped"] == _found(src)
 
+    server = ("--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", "--review-limit", "0")
+    model, out = str(tiny_bundle(tmp_path / "model")), str(tmp_path / "predictions")
+    labelled = _tubelet("label", manifest, "--model", model, "--out", out, *server)
+    assert (labelled["objects"], labelled["ok"]) == (len(NAMES), len(NAMES)) == (len(read_rows(out)),) * 2
+    assert labelled["objects"] + summary["not_video"] + summary["skipped"] == _found(src)
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
