@@ -11,6 +11,7 @@ from support.corpus import manifest_rows, put_text, run_index
 from tubelet.config import UserError
 from tubelet.corpus.duplicates import Videos, originals
 from tubelet.corpus.likeness import HASHES, VIEW, Hashes, alike, hashes_of
+from tubelet.corpus.versions import Record
 from tubelet.video import CopySpec, decode_views, transcode
 
 NOT_KNOWN = (np.array([np.nan]), np.array([np.nan]))
@@ -95,6 +96,7 @@ def test_index_marks_duplicates(how: str, films: Path, tmp_path: Path) -> None:
     summary = run_index(str(films), out, labels=(labels,), duplicates=how)
     rows = manifest_rows(out)
     assert summary.duplicates == (2 if how == "near" else 1)
+    assert len(Record.read(out).versions) == 1, "no reader may see one without the marks"
     first = rows["a-copy.mp4"]["key"]  # the first by path
     wanted = {"a.mp4": first} | ({"b-again.mp4": first} if how == "near" else {})
     assert {path: row["duplicate_of"] for path, row in rows.items() if row["duplicate_of"]} == wanted

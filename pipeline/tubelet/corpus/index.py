@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
+import pyarrow as pa
 from pydantic import BeforeValidator, Field
 
 from tubelet import storage
@@ -17,11 +18,12 @@ from tubelet._version import __version__
 from tubelet.config import Option, Settings, UserError
 from tubelet.corpus.assembly import Assembly
 from tubelet.corpus.beside import notes_folder, report_of
+from tubelet.corpus.duplicate_hashes import How
 from tubelet.corpus.earlier import RULES, Earlier, check_output
 from tubelet.corpus.labels import FOLDERS, load_labels
 from tubelet.corpus.listing import Listing, list_corpus
 from tubelet.corpus.looking import Looking
-from tubelet.corpus.marking import mark_duplicates
+from tubelet.corpus.marking import Marked, marked_schema, marked_tables
 from tubelet.corpus.probed import Probed
 from tubelet.corpus.probing import Prober, default_workers
 from tubelet.corpus.probing_on_ray import cluster_prober
@@ -55,7 +57,7 @@ class IndexConfig(Settings):
     """A label file, or folders, where each class has one; may be repeated, the later ones win."""
     split: Annotated[str | None, Option(metavar="SPEC")] = None
     """train=0.8,val=0.1,test=0.1; column:NAME; group:REGEX. together:SPEC: duplicates share one."""
-    duplicates: Annotated[Literal["exact", "near"] | None, Option()] = None
+    duplicates: Annotated[How | None, Option()] = None
     """Mark videos that are there twice: the same content, or near, what looks the same (reads all videos)."""
     include: Annotated[str | None, Option(metavar="GLOB")] = None
     """Only these, for example '*.mp4'."""
@@ -170,19 +172,17 @@ class _Index:
                     return self._summary(listing, earlier, None)
                 tally = IndexTally(self.src, self.config.max_error_rate)
                 probed = Probed(self.out, Path(folder))
-                reused = self._write(listing, earlier, probed, tally, lock)
-                return self._marked(self._summary(listing, earlier, tally, reused))
+                reused = self._look(Looking(listing, earlier, probed, tally), probed)
+                # Another tool made the manifest before, and assigned the splits.
+                foreign = "src" not in earlier.made_from and config.split is None
+                assembly = Assembly(listing, earlier, probed, tally, foreign)
+                found = self._write(assembly, Path(folder) / "unmarked", lock)
+                probed.forget()
+                return self._with_duplicates(self._summary(listing, earlier, tally, reused), found)
 
-    def _marked(self, summary: IndexSummary) -> IndexSummary:
-        """The duplicates are marked in the manifest that was written."""
-        config = self.config
-        if config.duplicates is None:
+    def _with_duplicates(self, summary: IndexSummary, found: Marked | None) -> IndexSummary:
+        if found is None:
             return summary
-        workers = config.workers or default_workers()
-        with Prober(workers, config.options, config.limits.limits()) as prober:
-            found = mark_duplicates(
-                self.out, config.duplicates, prober, together=self._together, options=config.options
-            )
         splits = dict(sorted(found.by_split.items())) if self._together else summary.splits
         warnings = [*summary.warnings, *found.warnings]
         return replace(summary, duplicates=found.duplicates, splits=splits, warnings=warnings)
@@ -248,12 +248,9 @@ class _Index:
             tuple(f"{folder}/" for folder in folders)
         )
 
-    def _write(
-        self, listing: Listing, earlier: Earlier, probed: Probed, tally: IndexTally, lock: OutputLock
-    ) -> int:
-        """Probe what is new, then write all rows; returns how many verdicts of a run before were used."""
+    def _look(self, looking: Looking, probed: Probed) -> int:
+        """Probe what is new or changed; returns how many verdicts of a run before were used."""
         config = self.config
-        looking = Looking(listing, earlier, probed, tally)
         with probed:
             if looking.left:
                 limits = config.limits.limits()
@@ -262,16 +259,36 @@ class _Index:
                 with nullcontext(cluster) if cluster else Prober(workers, config.options, limits) as prober:
                     looking.run(prober.rows, self.now)
             probed.close()
-        # Another tool made the manifest before, and assigned the splits.
-        foreign = "src" not in earlier.made_from and config.split is None
-        assembly = Assembly(listing, earlier, probed, tally, foreign)
-        made, options = self._made_from(), config.options.for_writing()
-        with manifest_writer(self.out, assembly.schema, made_from=made, options=options) as write:
-            for table in assembly.tables():
+        return looking.reused
+
+    def _write(self, assembly: Assembly, unmarked: Path, lock: OutputLock) -> Marked | None:
+        """Publish all rows; returns what was found of duplicates, where they are looked for."""
+        found, schema = None, assembly.schema
+        if self.config.duplicates is not None:
+            schema = marked_schema(schema)
+        made, options = self._made_from(), self.config.options.for_writing()
+        with manifest_writer(self.out, schema, made_from=made, options=options) as write:
+            tables = assembly.tables()
+            if self.config.duplicates is not None:
+                found, tables = self._marked(tables, assembly.schema, unmarked, self.config.duplicates)
+            for table in tables:
                 write(table)
             lock.check()
-        probed.forget()
-        return looking.reused
+        return found
+
+    def _marked(
+        self, tables: Iterator[pa.Table], schema: pa.Schema, unmarked: Path, how: How
+    ) -> tuple[Marked, Iterator[pa.Table]]:
+        """``tables`` with their duplicates marked, the last may be the first one's twin."""
+        config = self.config
+        with manifest_writer(str(unmarked), schema) as write:
+            for table in tables:
+                write(table)
+        workers = config.workers or default_workers()
+        with Prober(workers, config.options, config.limits.limits()) as prober:
+            return marked_tables(
+                str(unmarked), self.out, how, prober, together=self._together, options=config.options
+            )
 
     def _made_from(self) -> dict[str, Any]:
         config = self.config

@@ -14,12 +14,10 @@ import pyarrow.compute as pc
 from tubelet.corpus.digests import digests
 from tubelet.corpus.duplicate_hashes import Fingerprints, How
 from tubelet.corpus.duplicates import Videos, originals
-from tubelet.corpus.manifest import ManifestSlices, made_from, read_manifest
+from tubelet.corpus.manifest import ManifestSlices, read_manifest
 from tubelet.corpus.probing import Prober
-from tubelet.corpus.publication import manifest_writer
 from tubelet.corpus.split_names import normalise_split
 from tubelet.storage import StorageOptions
-from tubelet.storage.pinned import retry_if_changed
 from tubelet.video import Status
 
 COLUMN = "duplicate_of"
@@ -43,19 +41,22 @@ class Marked:
     warnings: list[str] = field(default_factory=list)
 
 
-def mark_duplicates(out: str, how: How, prober: Prober, *, together: bool, options: StorageOptions) -> Marked:
-    """Find the duplicates of the manifest at ``out``, and write it with them.
+def marked_tables(
+    unmarked: str, out: str, how: How, prober: Prober, *, together: bool, options: StorageOptions
+) -> tuple[Marked, Iterator[pa.Table]]:
+    """Find the duplicates among the rows of a manifest; what was found, and the tables with them marked.
 
     The first of several, by the time it was first indexed and then by its path, is the original.
 
     Args:
-        out: the manifest.
+        unmarked: the manifest; its rows are read twice, and not kept in memory.
+        out: where the marked one will be, beside which fingerprints are kept.
         how: by content, or by what the frames show as well.
         prober: reads the videos.
         together: duplicates get the split of their original.
         options: how to reach the videos, and whether the manifest has a single writer.
     """
-    rows = _videos(out)
+    rows = _videos(unmarked)
     fingerprints = Fingerprints(out, options)
     fingerprints.look(rows, how, prober)
     digest = np.array([fingerprints.digest(row) or "" for row in rows], object)
@@ -67,12 +68,17 @@ def mark_duplicates(out: str, how: How, prober: Prober, *, together: bool, optio
     marked = Marked(duplicates=sum(number != place for place, number in enumerate(first)))
     if fingerprints.unread:
         marked.warnings.append(f"{fingerprints.unread} videos could not be looked at for duplicates")
-    _write(out, original, options.for_writing(), together=together)
     if not together:
         marked.warnings += _torn(rows, original)
     splits = {row["key"]: (original[row["key"]] if together else row)["split"] for row in rows}
     marked.by_split = dict(Counter(split for split in splits.values() if split is not None))
-    return marked
+    return marked, _marked_tables(unmarked, original, together=together)
+
+
+def marked_schema(schema: pa.Schema) -> pa.Schema:
+    """The columns of a manifest whose duplicates are marked."""
+    kept = [one for one in schema if one.name != COLUMN]
+    return pa.schema([*kept, pa.field(COLUMN, pa.string())])
 
 
 def _videos(out: str) -> list[Row]:
@@ -86,29 +92,18 @@ def _videos(out: str) -> list[Row]:
     return list(found.values())
 
 
-def _write(out: str, original: dict[str, Row], options: StorageOptions, *, together: bool) -> None:
-    def write_again() -> None:
-        slices, made = ManifestSlices.open(out), made_from(out)
-        tables = iter(slices)
-        first = next(tables)
-        kept = [one for one in first.schema if one.name != COLUMN]
-        schema = pa.schema([*kept, pa.field(COLUMN, pa.string())])
-        with manifest_writer(out, schema, made_from=made, options=options) as write:
-            for table in (first, *tables):
-                rows = _marked(table.to_pylist(), original, together=together)
-                write(pa.Table.from_pylist(list(rows), schema=schema))
-
-    retry_if_changed(write_again)
-
-
-def _marked(rows: list[Row], original: dict[str, Row], *, together: bool) -> Iterator[Row]:
-    for row in rows:
-        one = original.get(row["key"])
-        other = one is not None and one["key"] != row["key"]
-        row[COLUMN] = one["key"] if one is not None and other else None
-        if one is not None and other and together:
-            row["split"] = one["split"]
-        yield row
+def _marked_tables(unmarked: str, original: dict[str, Row], *, together: bool) -> Iterator[pa.Table]:
+    originals_key = {key: one["key"] for key, one in original.items() if one["key"] != key}
+    split_of = {key: original[key]["split"] for key in originals_key} if together else {}
+    for table in ManifestSlices.open(unmarked):
+        keys = table["key"].to_pylist()
+        schema = marked_schema(table.schema)
+        columns = {name: table[name] for name in table.column_names}
+        columns[COLUMN] = pa.array([originals_key.get(key) for key in keys], pa.string())
+        if together:
+            splits = zip(keys, table["split"].to_pylist(), strict=True)
+            columns["split"] = pa.array([split_of.get(key, split) for key, split in splits], pa.string())
+        yield pa.table(columns, schema=schema)
 
 
 def _torn(rows: list[Row], original: dict[str, Row]) -> list[str]:
