@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from tubelet.corpus.digests import digests
 from tubelet.corpus.publication import METADATA_KEY, manifest_writer, parse_made_from
 from tubelet.corpus.versions import LEGACY, Record, find_parts, is_one_file, split_version
 from tubelet.storage import DEFAULT_OPTIONS, ObjectInfo, StorageOptions
+from tubelet.storage.damage import damage_named
 from tubelet.storage.pinned import ParquetSource, checked, open_parts, retry_if_changed
 from tubelet.video import Status
 
@@ -163,20 +164,8 @@ def _read(
     return table
 
 
-@contextmanager
-def _damage_named(root: str) -> Iterator[None]:
-    """What Arrow says of data that is cut or flipped: an error without a number, unlike those of the system.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        yield
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-            raise
-        reason = (str(error).splitlines() or [""])[0][:160]
-        raise UserError(f"{root} is damaged: {reason}\nmake it again with `tubelet index`") from error
+def _damage_named(root: str) -> AbstractContextManager[None]:
+    return damage_named(lambda reason: f"{root} is damaged: {reason}\nmake it again with `tubelet index`")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -18,6 +18,7 @@ from tubelet import storage
 from tubelet._version import SCHEMA_KEY, SCHEMA_VERSION
 from tubelet.config import UserError
 from tubelet.storage import StorageOptions, with_retries
+from tubelet.storage.damage import damage_named
 from tubelet.storage.pinned import ParquetSource, open_parts, retry_if_changed
 
 T = TypeVar("T")
@@ -152,19 +153,13 @@ class OutputFiles:
         return retry_if_changed(lambda: with_retries(attempt))
 
 
-@contextmanager
-def _damage_named(path: str, job: str) -> Iterator[None]:
-    """Arrow's complaints about a file, and not what a store says of itself, in words that help."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(
+def _damage_named(path: str, job: str) -> AbstractContextManager[None]:
+    return damage_named(
+        lambda reason: (
             f"{path} cannot be read, it was cut off or damaged ({reason}): delete it and run the"
             f" same `{job}` again, which makes its rows anew"
-        ) from error
+        )
+    )
 
 
 def check_or_init_output(
