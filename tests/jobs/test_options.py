@@ -24,25 +24,25 @@ NAMES = {
     "bench": "kind more_peers --vs --full --json --videos --driver --plan --hours --prices",
     "index": "src --out --labels --listing --split --duplicates --include --update --workers --max-error-rate"
     " --retry-errors --tracking-uri --anonymous --single-writer --break-lock --deadline --max-frames --memory"
-    " --ray-address --dry-run",
+    " --sandbox --ray-address --dry-run",
     "prepare": "source --out --short-side --gop --crf --segments --include --max-error-rate --retry-errors"
     " --workers --ray-address --anonymous --single-writer --break-lock --deadline --max-frames --memory"
-    " --dry-run",
+    " --sandbox --dry-run",
     "train": "overrides --manifest --out --recipe --init --resume --features --name --experiment"
     " --ray-address --tracking-uri"
-    " --anonymous --single-writer --break-lock --deadline --max-frames --memory --dry-run",
+    " --anonymous --single-writer --break-lock --deadline --max-frames --memory --sandbox --dry-run",
     "evaluate": "--model --manifest --split --views --out --batch --workers --max-error-rate --seed --ablate"
     " --learning-curve --features --name"
     " --experiment --ray-address --tracking-uri --anonymous --deadline --max-frames --memory"
-    " --dry-run",
+    " --sandbox --dry-run",
     "label": "source --model --out --include --topk --scores --embeddings --embeddings-type --views --window"
     " --stride --max-error-rate --retry-errors --new-version --export --export-formulas --review-limit"
     " --workers --predictors"
     " --gpus --name --experiment --ray-address --tracking-uri --anonymous --single-writer --break-lock"
-    " --deadline --max-frames --memory --dry-run",
+    " --deadline --max-frames --memory --sandbox --dry-run",
     "embed": "source --model --out --include --clips --per-frame --type --frames --stride --size"
     " --max-error-rate --retry-errors --workers --predictors --gpus --tracking-uri --anonymous"
-    " --single-writer --break-lock --ray-address --deadline --max-frames --memory --dry-run",
+    " --single-writer --break-lock --ray-address --deadline --max-frames --memory --sandbox --dry-run",
     "review": "predictions other --out --limit --frames --height --queue --manifest --presign --anonymous"
     " --host --port --corrections --dry-run --serve",
     "forget": "uris --manifest --out --tracking-uri --anonymous --single-writer --break-lock --dry-run",
@@ -122,7 +122,7 @@ def test_every_job_that_decodes_takes_limits(job: str) -> None:
     (limits,) = (field.default for field in cls.model_fields.values() if field.annotation is DecodeLimits)
     assert limits.limits() == Limits()
     given = load_settings(DecodeLimits, {"deadline_s": 5, "max_frames": 7, "memory": "512MiB"})
-    assert given.limits() == Limits(5.0, 512 << 20, 7)
+    assert given.limits() == Limits(5.0, 512 << 20, 7, fit_memory=False)
     for bad in ({"memory": "much"}, {"memory": "0"}, {"deadline_s": 0}, {"max_frames": 0}):
         with pytest.raises(UserError, match=next(iter(bad))):
             load_settings(DecodeLimits, bad)

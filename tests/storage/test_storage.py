@@ -15,8 +15,9 @@ from support import S3Bucket
 from support.corpus import ODD_NAMES, put
 from tubelet import storage
 from tubelet.config import UserError
+from tubelet.ranges import RangedReader
 from tubelet.storage import ObjectChangedError, StorageOptions, list_objects
-from tubelet.storage.opener import ObjectOpener, RangedReader
+from tubelet.storage.opener import ObjectOpener
 
 
 def _paths(root: str, include: str | None = None) -> list[str]:

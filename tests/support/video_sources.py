@@ -1,18 +1,16 @@
-"""Sources that misbehave, importable in the sandbox's child."""
+"""Objects whose store misbehaves."""
 
 from __future__ import annotations
 
 import io
-import os
-import signal
 import time
 
 
-class Some(io.BytesIO):
+class Some(io.RawIOBase):
     """An object with bytes in it."""
 
-    def __init__(self) -> None:
-        super().__init__(bytes(4096))
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return 4096 if whence == io.SEEK_END else offset
 
 
 class Hang(Some):
@@ -20,30 +18,6 @@ class Hang(Some):
 
     def read(self, size: int | None = -1) -> bytes:
         time.sleep(3600)
-        return b""
-
-
-class Crash(Some):
-    """An object that takes the process with it."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        os.kill(os.getpid(), signal.SIGSEGV)
-        return b""
-
-
-class Speaks(Some):
-    """An object whose reader complains on stderr and ends the process."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        os.write(2, b"spoken by the child\n")
-        os._exit(3)
-
-
-class Bomb(Some):
-    """An object that eats memory."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        self.eaten = bytearray(3 << 30)
         return b""
 
 

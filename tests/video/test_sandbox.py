@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 import pytest
 from support.hostile import HostileFolder
-from support.video import make_video
-from support.video_sources import Bomb, Broken, Crash, Hang, Speaks, gone
+from support.payloads import TRIGGER
+from support.video import EveryFrame, make_video
+from support.video_sources import Broken, Hang, gone
 from tubelet.video import (
+    Clock,
     DecodeError,
     DecoderStartError,
     Dense,
@@ -89,7 +93,7 @@ def test_every_kind_of_source(sandbox: Sandbox, video: Path, make) -> None:
 
 @pytest.mark.parametrize(
     ("source", "code"),
-    [(Hang, "timeout"), (Crash, "crash"), (Bomb, "out_of_memory"), (Broken, "io_error"), (gone, "not_found")],
+    [(Hang, "timeout"), (Broken, "io_error"), (gone, "not_found")],
 )
 def test_a_bad_source_costs_one_answer(video: Path, source, code: str) -> None:
     with Sandbox(Limits(deadline_s=8, memory_bytes=1 << 30)) as box:
@@ -117,12 +121,31 @@ def test_budgets_hold_in_the_child_and_here(video: Path, limits: Limits) -> None
         assert caught.value.code == "too_large"
 
 
+@pytest.mark.parametrize(
+    ("payload", "code"), [("hang", "timeout"), ("crash", "crash"), ("bomb", "out_of_memory")]
+)
+def test_a_bad_file_costs_one_answer(
+    video: Path, taken_over: Callable[..., None], payload: str, code: str
+) -> None:
+    taken_over(payload)
+    with Sandbox(Limits(deadline_s=4, memory_bytes=1 << 30)) as box:
+        assert box.probe(video).frames == 60
+        with pytest.raises(DecodeError) as caught:
+            box.decode_views(TRIGGER, VIEWS)
+        assert caught.value.code == code
+        assert box.probe(video).frames == 60
+
+
 def test_what_cannot_travel_is_refused(sandbox: Sandbox, video: Path) -> None:
+    class Rule:
+        def pick(self, clock: Clock) -> npt.NDArray[np.int64]:
+            return np.zeros(1, np.int64)
+
     with pytest.raises(ValueError, match="cannot travel"):
-        sandbox.probe(lambda: open(video, "rb"))  # noqa: SIM115
+        sandbox.decode_views(video, [View(Rule(), ShortSide())])
     with pytest.raises(ValueError, match="frame 999 asked for"):
         sandbox.decode_views(video, [View(Frames((999,)), ShortSide())])
-    assert sandbox.probe(video).frames == 60
+    assert sandbox.probe(lambda: open(video, "rb")).frames == 60  # noqa: SIM115 - closed by the sandbox
 
 
 def test_the_child_is_replaced_after_its_time(video: Path) -> None:
@@ -198,10 +221,20 @@ def test_child_imports_what_its_parent_does_first(video: Path, tmp_path: Path) -
             Sandbox().probe(video)
 
 
-def test_what_the_child_says_later_is_seen(video: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_the_child_says_later_is_seen(
+    taken_over: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    taken_over("speak")
     with Sandbox() as box, pytest.raises(DecodeError, match="ended with status 3"):
-        box.probe(Speaks)
-    assert "spoken by the child" in capfd.readouterr().err
+        box.probe(TRIGGER)
+    assert "spoken by the \N{REPLACEMENT CHARACTER}[31mchild" in caplog.text
+
+
+def test_a_pipe_is_no_source(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Opening it would wait for a writer, in the parent."""
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(DecodeError, match="neither a file nor a disk"):
+        sandbox.probe(tmp_path / "a.mp4")
 
 
 def test_the_child_is_light(sandbox: Sandbox, video: Path) -> None:
@@ -237,3 +270,14 @@ def test_bytes_that_were_read_are_counted(video: Path, opener: bool) -> None:
         before = box.bytes_read
         box.decode_views(source, VIEWS)
         assert len(data) / 2 < box.bytes_read - before < 8 * len(data)
+
+
+def test_rules_of_others_come_with_their_modules(sandbox: Sandbox, video: Path) -> None:
+    """They lie where the child cannot read: it is started anew when the first one is asked for."""
+    sandbox.probe(video)
+    for _ in range(2):
+        clip = sandbox.decode_views(video, [View(EveryFrame(), ShortSide(48, 48))]).clips[0]
+        assert clip.frames.shape == (60, 48, 48, 3)
+        pid = sandbox.pid
+    sandbox.probe(video)
+    assert sandbox.pid == pid

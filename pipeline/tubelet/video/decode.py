@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -153,9 +153,7 @@ def probe(source: Source, *, deadline_s: float | None = None, limits: Limits | N
     """
     limits = limits or Limits()
     if deadline_s is not None:
-        limits = Limits(
-            deadline_s, limits.memory_bytes, limits.max_frames, limits.max_pixels, limits.max_object_bytes
-        )
+        limits = replace(limits, deadline_s=deadline_s)
     with _typed_errors(), open_video(source, Budget(limits)) as video:
         table = build_table(video, scan=video.source.at_hand or video.is_picture_file or video.may_be_joined)
         if table is not None and not table.indexed and table.packets is None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from tubelet.video.errors import DecodeError
+
+# What decoding a 4K video takes: where a core's share is less, memory is counted out to more cores than are
+# in use, as in a container whose processors are not limited.
+_LEAST_SHARE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -24,11 +31,47 @@ class Limits:
     """Pixels per frame (8K has 33 million): stops pictures that fill the memory alone."""
     max_object_bytes: int = 1 << 40
     """Size of the object in bytes."""
+    sandbox: Literal["auto", "required"] = "auto"
+    """``auto``: the child is contained as far as the kernel allows, and what lacks is logged.
+    ``required``: it does not start where a layer lacks."""
+    fit_memory: bool = True
+    """On a machine, or in a cgroup, whose memory per core is less than ``memory_bytes``: that much only, or
+    what a 4K video takes if that is more."""
 
     def __post_init__(self) -> None:
         for name in ("deadline_s", "memory_bytes", "max_frames", "max_pixels", "max_object_bytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, given {getattr(self, name)!r}")
+        if self.sandbox not in ("auto", "required"):
+            raise ValueError(f"sandbox must be auto or required, given {self.sandbox!r}")
+
+    def here(self) -> Limits:
+        """As they are for a process on this machine."""
+        memory_bytes = _memory_bytes() if self.fit_memory else 0
+        if not memory_bytes:
+            return self
+        share = max(_LEAST_SHARE_BYTES, int(memory_bytes / _cores()))
+        return replace(self, memory_bytes=min(share, self.memory_bytes))
+
+
+def _cores() -> float:
+    """Those that this process, or the cgroup that it is in, may use."""
+    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+        quota, period = file.read().split()
+        return max(1.0, min(cores, int(quota) / int(period)))
+    return cores
+
+
+def _memory_bytes() -> int:
+    """What the machine, or the cgroup that this process is in, has; 0 where it does not say."""
+    found = []
+    with suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+            found.append(int(file.read()))
+    return min(found, default=0)
 
 
 class Budget:

@@ -6,59 +6,25 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
+from tubelet.ranges import RangedReader
 from tubelet.video.errors import DecodeError, ErrorCode
 from tubelet.video.limits import Budget
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | Callable[[], BinaryIO]
 
 
-# Reads of a remote object: at least this much at once, at most that much ahead where it is known to be
-# needed.
-_READ_BYTES = 128 << 10
-_AHEAD_BYTES = 8 << 20
-# Says how much a process has read of files, sockets left out (Linux).
-_READ_SO_FAR = "/proc/self/io"
-# Stretches kept: the head, the index, and the pictures are visited in turns.
-_KEPT_STRETCHES = 4
-
-
-class Meter:
-    """Counts the bytes that are read of sources in this process.
-
-    Attributes:
-        bytes_read: so far.
-    """
-
-    def __init__(self) -> None:
-        self.bytes_read = 0
-
-
-METER = Meter()
-
-
 class CheckedFile:
-    """A file as FFmpeg sees it.
-
-    Few and large reads of what lies far away, every read within the deadline, every failure a
-    :class:`DecodeError`.
-    """
+    """A file as FFmpeg sees it: every read within the deadline, every failure a :class:`DecodeError`."""
 
     name = "<object>"
 
-    def __init__(self, file: BinaryIO | io.FileIO, size_bytes: int, far: bool, budget: Budget) -> None:
+    def __init__(self, file: BinaryIO | io.FileIO, size_bytes: int, budget: Budget) -> None:
         self._file = file
         self._size_bytes = size_bytes
-        self._far = far
         self._budget = budget
         self._position = 0
-        self._expected = (0, 0)
-        self._stretches: list[tuple[int, bytes]] = []
-
-    def expect(self, begin: int, end: int) -> None:
-        """The bytes from ``begin`` to ``end`` will be read: fetch them in large pieces."""
-        self._expected = (begin, end)
 
     def read(self, size: int = -1) -> bytes:
         """Up to ``size`` bytes from the position, all that is left where negative; none at the end.
@@ -71,25 +37,10 @@ class CheckedFile:
         size = left if size < 0 else min(size, left)
         if size <= 0:
             return b""
-        data = self._from_stretches(size) if self._far else self._fetch(self._position, size)
-        self._position += len(data)
-        return data
-
-    def _from_stretches(self, size: int) -> bytes:
-        for begin, data in reversed(self._stretches):
-            if begin <= self._position < begin + len(data):
-                return data[self._position - begin : self._position - begin + size]
-        begin, end = self._expected
-        ahead = min(end - self._position, _AHEAD_BYTES) if begin <= self._position < end else _READ_BYTES
-        data = self._fetch(self._position, min(max(size, ahead), self._size_bytes - self._position))
-        self._stretches = [*self._stretches[1 - _KEPT_STRETCHES :], (self._position, data)]
-        return data[:size]
-
-    def _fetch(self, position: int, size: int) -> bytes:
         with reading():
-            self._file.seek(position)
+            self._file.seek(self._position)
             data = self._file.read(size)
-        METER.bytes_read += len(data)
+        self._position += len(data)
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -127,11 +78,12 @@ class OpenSource:
             file.seek(0)
         budget.check_object(self.size_bytes)
         self._file = file
-        self._checked = CheckedFile(file, self.size_bytes, not at_hand, budget)
+        self._checked = CheckedFile(file, self.size_bytes, budget)
 
     def expect(self, begin: int, end: int) -> None:
         """The bytes from ``begin`` to ``end`` will be read."""
-        self._checked.expect(begin, end)
+        if isinstance(self._file, RangedReader):
+            self._file.expect(begin, end)
 
     def rewind(self) -> None:
         """Back to the first byte."""
@@ -192,29 +144,22 @@ def _text(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-@contextmanager
-def _metered(file: BinaryIO | io.FileIO) -> Iterator[None]:
-    """Counts what FFmpeg reads of a file by its descriptor, past :class:`CheckedFile`.
+def ranged(file: BinaryIO) -> RangedReader:
+    """A file that lies far away, read in few and large pieces.
 
-    What else this process reads meanwhile counts too: modules, once per process, some 400 KB.
+    Raises:
+        DecodeError: what :func:`reading` makes of a failure.
     """
-    if not isinstance(file, io.FileIO):
-        yield
-        return
-    before = _read_so_far()
-    try:
-        yield
-    finally:
-        METER.bytes_read += _read_so_far() - before
+    if isinstance(file, RangedReader):
+        return file
+    with reading():
+        size_bytes = file.seek(0, os.SEEK_END)
 
+    def fetch(start: int, stop: int) -> bytes:
+        file.seek(start)
+        return file.read(stop - start)
 
-def _read_so_far() -> int:
-    """Bytes; 0 where the system does not tell."""
-    try:
-        with open(_READ_SO_FAR, "rb") as file:
-            return int(file.readline().removeprefix(b"rchar:"))
-    except (OSError, ValueError):
-        return 0
+    return RangedReader(fetch, size_bytes)
 
 
 @contextmanager
@@ -227,16 +172,17 @@ def open_source(source: Source, budget: Budget) -> Iterator[OpenSource]:
     if isinstance(source, (str, os.PathLike)):
         with reading():
             opened = io.FileIO(os.fspath(source))
-        with opened, _metered(opened):
+        with opened:
             yield OpenSource(opened, budget, at_hand=True, owned=True)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         yield OpenSource(io.BytesIO(source), budget, at_hand=True, owned=True)
     elif callable(source):
         with reading():
             file = source()
-        with file, _metered(file):
+        with file:
             at_hand = isinstance(file, (io.BytesIO, io.FileIO))
-            yield OpenSource(file, budget, at_hand=at_hand, owned=True)
+            near = file if at_hand else cast("BinaryIO", ranged(file))
+            yield OpenSource(near, budget, at_hand=at_hand, owned=True)
     elif hasattr(source, "read"):
         at_hand = isinstance(source, (io.BytesIO, io.BufferedReader, io.FileIO))
         yield OpenSource(source, budget, at_hand=at_hand, owned=False)

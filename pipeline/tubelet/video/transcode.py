@@ -7,6 +7,8 @@ decode are the last good one before them, as they are in clips.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -38,6 +40,8 @@ _USUAL = Fraction(1, 90_000)
 # x264 takes no smaller pictures.
 _LEAST_SIDE = 16
 _COLOURS = Colorspace.ITU601
+
+File = IO[bytes] | io.FileIO
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Copied:
         error: with the code ``partial`` where frames of the original do not decode.
     """
 
-    file: IO[bytes]
+    file: File
     info: VideoInfo
     error: DecodeError | None = None
 
@@ -83,12 +87,18 @@ class _EveryFrame:
         return np.arange(len(clock), dtype=np.int64)
 
 
+def new_file() -> File:
+    """A file for a copy, without a name."""
+    return tempfile.TemporaryFile(prefix="tubelet-copy-")
+
+
 def transcode(
     source: Source,
     spec: CopySpec,
     *,
     window_s: tuple[float, float] | None = None,
     limits: Limits | None = None,
+    file: File | None = None,
 ) -> Copied:
     """Make a copy of a video, or of the frames presented in a window of it (whose first is then at 0 s).
 
@@ -97,14 +107,15 @@ def transcode(
         spec: what it is like.
         window_s: seconds from the first presented frame.
         limits: budgets.
+        file: where it goes, written and read by its descriptor; None: a new one without a name.
 
     Returns:
-        An MP4 of H.264 without sound, its index first, in a file without a name.
+        An MP4 of H.264 without sound, its index first, in ``file``.
 
     Raises:
         DecodeError: the video cannot be used, or fewer than half of its frames decode.
     """
-    file = tempfile.TemporaryFile(prefix="tubelet-copy-")  # noqa: SIM115 - it is what is returned
+    given, file = file, file or new_file()
     try:
         copier = _Copier(file, spec)
         view = View(_EveryFrame(), spec)
@@ -114,15 +125,49 @@ def transcode(
             info = probe(again, limits=limits)
         file.seek(0)
     except BaseException:
-        file.close()
+        if given is None:
+            file.close()
         raise
     return Copied(file, info, decoded.error)
+
+
+class _Positioned(io.RawIOBase):
+    """A file with a position of its own, over a descriptor that stays open."""
+
+    name = "copy.mp4"
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._position = descriptor, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = os.pread(self._descriptor, size, self._position)
+        self._position += len(data)
+        return data
+
+    def write(self, data: Any) -> int:
+        count = os.pwrite(self._descriptor, data, self._position)
+        self._position += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        end = os.fstat(self._descriptor).st_size if whence == os.SEEK_END else 0
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: end}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    writable = seekable = readable
 
 
 class _Copier:
     """Writes the copy anew each time decoding begins; ends the last one with the block."""
 
-    def __init__(self, file: IO[bytes], spec: CopySpec) -> None:
+    def __init__(self, file: File, spec: CopySpec) -> None:
         self._file, self._spec = file, spec
         self._last: _CopyBuffers | None = None
 
@@ -192,15 +237,22 @@ class _Encoder:
         video: the original, for its unit of time.
     """
 
-    def __init__(self, file: IO[bytes], spec: CopySpec, video: Video) -> None:
+    def __init__(self, file: File, spec: CopySpec, video: Video) -> None:
         self._spec = spec
         base = Fraction(video.time_base)
         self._base = base if base.denominator <= _FINEST else _USUAL
-        # FFmpeg reads what it wrote again to put the index first, and for that it needs a name.
-        name = f"/proc/self/fd/{file.fileno()}"
+        descriptor = file.fileno()
         with _writing():
             file.truncate(0)
-            self._container = av.open(name, "w", format="mp4", options={"movflags": "faststart"})
+            # FFmpeg opens what it wrote to read it again, and so puts the index first; but names lead nowhere
+            # in a contained process.
+            self._container = av.open(
+                _Positioned(descriptor),
+                "w",
+                format="mp4",
+                options={"movflags": "faststart"},
+                io_open=lambda *_: _Positioned(descriptor),
+            )
         self._stream: Any = None
         self._tick = -1
         self._waiting: Any = None
@@ -256,6 +308,8 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise DecodeError(ErrorCode.TOO_LARGE, "the copy is larger than --memory allows") from error
         raise DecodeError(ErrorCode.IO_ERROR, f"the copy cannot be written: {error}") from error
 
 
