@@ -49,6 +49,7 @@ class Job:
                 stdout=log,
                 stderr=log,
                 cwd=folder,
+                start_new_session=True,
                 env={**os.environ, "TMPDIR": str(self.temporary), **env},
             )
         self._seen: set[psutil.Process] = set()
@@ -68,10 +69,17 @@ class Job:
 
         wait_until(reached, 400)
 
-    def stop(self, number: signal.Signals, within_s: float = 60) -> str:
-        """Send the signal; checks what every job owes. Returns the line that it ends with."""
+    def stop(self, number: signal.Signals, within_s: float = 60, *, to_group: bool = False) -> str:
+        """Send the signal; checks what every job owes. Returns the line that it ends with.
+
+        Args:
+            to_group: to all that it has started as well, as terminals, ``timeout`` and systemd do.
+        """
         started = self.descendants()
-        self.process.send_signal(number)
+        if to_group:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
         sent_s = time.monotonic()
         status = self.process.wait(240)
         took_s = time.monotonic() - sent_s
@@ -244,6 +252,21 @@ STOPPED: dict[str, tuple[tuple[str, ...], str | None]] = {
 @pytest.mark.parametrize("number", STATUS, ids=lambda number: number.name)
 @pytest.mark.parametrize("name", STOPPED)
 def test_every_job_stops(world: World, tmp_path: Path, name: str, number: signal.Signals) -> None:
+    _stop_at_work(world, tmp_path, name, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", STATUS, ids=lambda number: number.name)
+@pytest.mark.parametrize("name", ["label", "train", "evaluate"])
+def test_jobs_stop_when_their_ray_is_stopped_with_them(
+    world: World, tmp_path: Path, name: str, number: signal.Signals
+) -> None:
+    _stop_at_work(world, tmp_path, name, number, to_group=True)
+
+
+def _stop_at_work(
+    world: World, tmp_path: Path, name: str, number: signal.Signals, *, to_group: bool = False
+) -> None:
     out = str(tmp_path / "out")
     places = {"MANY": world.many, "PREDICTIONS": world.predictions, "MANIFEST": world.manifest}
     places |= {"MODEL": world.model, "OUT": out, "OUT/page.html": f"{out}/page.html"}
@@ -252,7 +275,7 @@ def test_every_job_stops(world: World, tmp_path: Path, name: str, number: signal
     job = Job(tmp_path, name, *(places.get(word, word) for word in args), MLFLOW_TRACKING_URI=tracking)
     try:
         job.wait_for(lambda job: _decodes(job) if at_work is None else _said(job, at_work))
-        job.stop(number, within_s=150)
+        job.stop(number, within_s=150, to_group=to_group)
     finally:
         job.process.terminate()
     if name in ("label", "embed", "prepare", "train"):

@@ -11,7 +11,7 @@ from tubelet.config import UserError, load_settings
 from tubelet_jobs import given_environment
 from tubelet_jobs.common import _runtime_env
 from tubelet_jobs.environment import forwarded, make_paths_absolute
-from tubelet_jobs.remote.client import _LogPrinter, _pack, auth_token, check_address
+from tubelet_jobs.remote.client import _LogPrinter, _pack, _reason, auth_token, check_address
 from tubelet_jobs.remote.listing import find_job, mlflow_link
 from tubelet_jobs.remote.plan import JobPlan, plan_job
 from tubelet_jobs.submit import SubmitOptions
@@ -285,3 +285,14 @@ def test_log_that_begins_anew_is_shown_once(capsys: pytest.CaptureFixture[str]) 
         printer.feed(text)
     printer.close()
     assert capsys.readouterr().err == "one\ntwo\nthree\nfour\n"
+
+
+def test_what_pip_could_not_install_is_said() -> None:
+    message = (
+        "runtime_env setup failed: Failed to set up runtime environment.\nTraceback (most recent calls):\n"
+        "Last 50 lines of stdout:\n    ERROR: Could not find a version of toolz==999.0 (from versions: 1.0)\n"
+        "    ERROR: No matching distribution found for toolz==999.0\n"
+    )
+    first = "runtime_env setup failed: Failed to set up runtime environment."
+    assert _reason(message) == f"{first} ERROR: No matching distribution found for toolz==999.0"
+    assert (_reason(f"{first}\nmore"), _reason(None)) == (first, "no reason given")

@@ -190,8 +190,15 @@ def follow(client: JobSubmissionClient, job_id: str, *, stops: bool = True) -> i
     if info.status == "SUCCEEDED":
         return 0
     if info.driver_exit_code is None:
-        say(f"{job_id} {info.status.lower()}: {(info.message or 'no reason given').splitlines()[0]}")
+        say(f"{job_id} {info.status.lower()}: {_reason(info.message)}")
     return info.driver_exit_code if info.driver_exit_code in (1, 2, 130, 143) else 1
+
+
+def _reason(message: str | None) -> str:
+    """Ray's first line, and, where pip could not install what was asked for, the last of pip's complaints."""
+    lines = [line.strip() for line in (message or "").splitlines() if line.strip()] or ["no reason given"]
+    of_pip = [line for line in lines[1:] if line.startswith("ERROR:")]
+    return " ".join([lines[0], *of_pip[-1:]])
 
 
 class _LogPrinter:

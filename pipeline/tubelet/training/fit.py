@@ -19,6 +19,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from tubelet import storage
+from tubelet.config import UserError
 from tubelet.progress import ProgressLine
 from tubelet.storage.errors import DiskFullError
 from tubelet.storage.lock import LockLostError, OutputLock
@@ -30,6 +31,7 @@ from tubelet.training.failures import Reasons, diverged, root_cause, too_many_er
 from tubelet.training.feed import NAME, Feed
 from tubelet.training.health import Outcome
 from tubelet.training.job import TrainJob
+from tubelet.training.local_ray import LocalRay, LocalRayError
 from tubelet.training.loop import train_worker
 from tubelet.training.prepare import Prepared, write_record
 from tubelet.training.publish import publish
@@ -38,6 +40,7 @@ from tubelet.training.resources import Resources, plan_resources
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.25
+_LOOK_S = 2.0  # between looks whether a local Ray still runs
 # Videos that failed are listed up to this many; the counts go on.
 MAX_FAILURES = 10_000
 # Ray Train looks after its ranks this often; at its default of 2 s a short run mostly waits for its end.
@@ -45,10 +48,10 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
 class StoppedError(Exception):
-    """The run was asked to stop, saved a checkpoint and did."""
+    """The run was asked to stop, and did; ``step`` is that of its newest checkpoint."""
 
-    def __init__(self, reason: str, step: int) -> None:
-        super().__init__(f"stopped by {reason} at step {step}; go on with --resume")
+    def __init__(self, reason: str, step: int, why: str = "") -> None:
+        super().__init__(f"stopped by {reason} at step {step}{why}; go on with --resume")
         self.reason, self.step = reason, step
 
 
@@ -89,7 +92,7 @@ def fit(
         tracker: of a run that has begun and is on record; it is finished here.
 
     Raises:
-        StoppedError: SIGTERM or SIGINT came; a checkpoint was saved.
+        StoppedError: SIGTERM or SIGINT came; a checkpoint was saved, if Ray still ran.
         LockLostError: another job has taken the output over; nothing was written since.
         UserError: too many videos failed to decode, or the cluster is too small.
     """
@@ -198,7 +201,7 @@ def _train(prepared: Prepared, resources: Resources, tracker: Tracker, lock: Out
     if len(ray.nodes()) == 1:
         # Nobody takes away the only node with notice; the watcher would cost a process.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    queue = start_event_queue()
+    queue, local = start_event_queue(), LocalRay()
     with tempfile.TemporaryDirectory(prefix="tubelet-train-") as scratch, _signals(queue) as reasons:
         job = make_job(prepared, resources, queue, lock.claim() if lock else None)
         trainer = _trainer(job, resources, scratch)
@@ -210,16 +213,21 @@ def _train(prepared: Prepared, resources: Resources, tracker: Tracker, lock: Out
         with ProgressLine("train", prepared.total_steps, "steps") as line:
             while thread.is_alive():
                 thread.join(POLL_S)
-                _drain_events(queue, progress, tracker, line)
+                try:
+                    _drain_events(_records(queue, local), progress, tracker, line)
+                except (LocalRayError, ray.exceptions.RayError) as error:
+                    raise _without_ray(error, reasons, store.newest() or 0) from error
                 if lock and lock.lost and not told:
                     told = True  # they end without a checkpoint
                     queue.request_stop.remote(str(Outcome.TAKEN_OVER))
-            _drain_events(queue, progress, tracker, line)
+            _drain_events(_records(queue, local), progress, tracker, line)
     _log_failures(progress, tracker)
     if lock and lock.lost:
         raise LockLostError(lock.lost)
     if errors:
-        raise root_cause(errors[0])
+        cause = root_cause(errors[0])
+        ray_failed = isinstance(cause, ray.exceptions.RayError)
+        raise _without_ray(cause, reasons, store.newest() or 0) if ray_failed else cause
     if progress.outcome == Outcome.STOPPED:
         raise StoppedError(reasons[0] if reasons else "request", progress.step)
     return progress
@@ -262,8 +270,32 @@ def _signals(queue: Any) -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _drain_events(queue: Any, progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
-    records: list[Record] = ray.get(queue.drain.remote())
+def _records(queue: Any, local: LocalRay) -> list[Record]:
+    """What the ranks have told since the last call.
+
+    Raises:
+        LocalRayError: nobody will answer any more.
+    """
+    waiting = queue.drain.remote()
+    while True:
+        local.check()
+        try:
+            records: list[Record] = ray.get(waiting, timeout=_LOOK_S)
+        except ray.exceptions.GetTimeoutError:
+            continue
+        return records
+
+
+def _without_ray(error: BaseException, reasons: list[str], saved: int) -> BaseException:
+    """What to say where Ray failed, or ended before the ranks could save."""
+    if reasons:
+        return StoppedError(reasons[0], saved, " (Ray was stopped, too: what was done since is lost)")
+    if isinstance(error, LocalRayError):
+        return UserError(f"{error}: go on from step {saved} with --resume")
+    return error
+
+
+def _drain_events(records: list[Record], progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
     for record in records:
         if record["kind"] == "start":
             _on_start(record, progress)
