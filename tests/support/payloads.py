@@ -7,6 +7,7 @@ behind a source that no video is: the bytes ``b"attack"``. Nothing but a test ca
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import errno
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 from tubelet.video import child, containment, seccomp, wire
 from tubelet.video.errors import DecodeError
+from tubelet.video.info import VideoInfo
 from tubelet.video.reply import Reply
 from tubelet.video.wire import Kind
 
@@ -129,32 +131,20 @@ def forged_code(_: Any) -> Reply:
     return Reply(failure=DecodeError("credentials", "the store takes no key"))
 
 
-def info() -> Any:
-    from tubelet.video.info import VideoInfo
-
-    return VideoInfo(
-        "h264",
-        4,
-        4,
-        0,
-        1.0,
-        False,
-        1,
-        1.0,
-        0.0,
-        (0.0,),
-        "yuv420p",
-        0,
-        1,
-        "mp4",
-        4,
-        4,
-        1.0,
-        False,
-        False,
-        0,
-        0,
-    )
+def info(**given: Any) -> VideoInfo:
+    """A description that fits its form."""
+    plain: dict[str, Any] = {
+        "str": "x",
+        "int": 4,
+        "float": 1.0,
+        "bool": False,
+    }
+    fields = {
+        field.name: plain[str(field.type).split(" ")[0]]
+        for field in dataclasses.fields(VideoInfo)
+        if field.name != "keyframes_s"
+    }
+    return VideoInfo(**{**fields, "keyframes_s": (0.0,), **given})
 
 
 def too_large_shape(memory: Any) -> Reply:

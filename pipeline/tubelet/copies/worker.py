@@ -143,10 +143,9 @@ class CopyWorker:
 
 
 def _columns(copy: ObjectInfo, info: VideoInfo) -> dict[str, Any]:
-    keyframes = None if info.keyframes_s is None else list(info.keyframes_s)
     described = {name: value for name, value in asdict(info).items() if name in SCHEMA.names}
     where = {"copy_uri": copy.uri, "copy_etag": copy.etag, "copy_size": copy.size_bytes}
-    return {**described, **where, "keyframes_s": keyframes}
+    return {**described, **where}
 
 
 def _failed(code: str, message: str) -> dict[str, Any]:

@@ -26,6 +26,9 @@ from tubelet.corpus.tally import IndexTally, has_label
 from tubelet.video import TRANSIENT, ErrorCode, Status
 
 _TRANSIENT = pa.array([str(code) for code in TRANSIENT])
+# Objects whose rows are made at once: at first, at most, and as many as have rows of about this size. Those
+# of long videos that have keyframes alone take a megabyte each.
+_FIRST_ROWS, _MOST_ROWS, _TABLE_BYTES = 256, 2048, 16 << 20
 _PART_COLUMNS = ("segment", "clip_start_s", "clip_end_s")
 
 
@@ -62,8 +65,15 @@ class Assembly:
 
     def tables(self) -> Iterator[pa.Table]:
         """All rows: of each object as they were listed, then those of objects that are gone."""
+        rows = _FIRST_ROWS
         for batch in self.listing.tables():
-            yield self._rows(batch)
+            start = 0
+            while start < batch.num_rows:
+                table = self._rows(batch.slice(start, rows))
+                start += rows
+                fitting = table.num_rows * _TABLE_BYTES // max(1, table.nbytes)
+                rows = max(1, min(fitting, 8 * rows, _MOST_ROWS))
+                yield table
         yield from self.earlier.gone(self.schema)
 
     def _rows(self, batch: pa.RecordBatch) -> pa.Table:

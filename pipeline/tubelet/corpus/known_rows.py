@@ -19,6 +19,7 @@ from tubelet.corpus.digests import digests
 Ints = npt.NDArray[np.int64]
 
 _BATCH_ROWS = 2000
+_BATCH_BYTES = 4 << 20
 # Batches of the file that are kept in memory: rows are asked for nearly in the order of the file.
 _CACHED = 8
 
@@ -41,7 +42,8 @@ class KnownRows:
 
     def add(self, table: pa.Table) -> None:
         """More rows."""
-        for batch in table.combine_chunks().to_batches(max_chunksize=_BATCH_ROWS):
+        fitting = max(1, table.num_rows * _BATCH_BYTES // max(1, table.nbytes))
+        for batch in table.combine_chunks().to_batches(max_chunksize=min(_BATCH_ROWS, fitting)):
             if self._writer is None:
                 self._writer = pa.ipc.new_file(str(self._file), self.schema)
             self._writer.write_batch(batch)

@@ -82,7 +82,8 @@ class Probed:
         """Keep the verdict on an object, for this run and, if it is one, for a run after this one."""
         with self._lock:
             self._rows.append({name: row.get(name) for name in _SCHEMA.names})
-            self._keyframes += len(row.get("keyframes_s") or ())
+            keyframes = row.get("keyframes_s")
+            self._keyframes += 0 if keyframes is None else len(keyframes)
             full = len(self._rows) >= _PART_ROWS or self._keyframes >= _PART_KEYFRAMES
             if full or time.monotonic() - self._written_s > _PART_S:
                 self._flush()

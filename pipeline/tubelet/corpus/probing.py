@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import numpy as np
+
 from tubelet.config import UserError, usable_cores
 from tubelet.storage import ObjectInfo, StorageOptions
 from tubelet.storage.opener import ObjectOpener
@@ -141,7 +143,8 @@ def describe(info: VideoInfo) -> dict[str, Any]:
     """The manifest's columns of a video that could be probed."""
     names = ("codec", "width", "height", "rotation", "fps", "vfr", "frames", "duration_s", "start_s")
     columns: dict[str, Any] = {name: getattr(info, name) for name in names}
-    keyframes = None if info.keyframes_s is None else list(info.keyframes_s)
+    # Packed: rows wait for others, and as objects of Python the times take four times the memory.
+    keyframes = None if info.keyframes_s is None else np.array(info.keyframes_s, np.float64)
     return {"status": Status.OK, "error_code": None, "error": None, **columns, "keyframes_s": keyframes}
 
 

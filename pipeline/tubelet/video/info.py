@@ -30,7 +30,7 @@ class VideoInfo:
     frames nor header tell.
     ``vfr``: frames are not evenly spaced (False where unknown). ``frames``, ``keyframes_s``,
     ``duration_s``: None where only decoding or reading the whole object tells; ``keyframes_s`` also where
-    there are more than 250,000. ``keyframes_s`` and
+    there are more than 250,000, or more than the object has bytes. ``keyframes_s`` and
     ``duration_s`` count from the first presented frame, which lies at ``start_s`` on the container's clock.
     ``size_bytes``: of the object.
     """
@@ -110,7 +110,7 @@ def describe(
         frames=None if clock is None else len(clock),
         duration_s=_duration_s(video, table) if clock is None else clock.end_s,
         start_s=start_s,
-        keyframes_s=_keyframes_s(table),
+        keyframes_s=keyframes_s(table, video.source.size_bytes),
         pix_fmt=frame.pix_fmt,
         stream_index=int(video.stream.index),
         size_bytes=video.source.size_bytes,
@@ -126,8 +126,9 @@ def describe(
     )
 
 
-def _keyframes_s(table: PacketTable | None) -> tuple[float, ...] | None:
-    if table is None or not table.trusted or int(table.key.sum()) > _MOST_KEYFRAMES:
+def keyframes_s(table: PacketTable | None, size_bytes: int) -> tuple[float, ...] | None:
+    """The times of an object of ``size_bytes`` that are worth keeping; None: unknown, or too many."""
+    if table is None or not table.trusted or int(table.key.sum()) > min(_MOST_KEYFRAMES, size_bytes):
         return None
     return table.keyframes_s()
 
