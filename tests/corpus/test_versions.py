@@ -72,6 +72,18 @@ def test_every_version_can_be_read_again(root: str, name: str) -> None:
         read_manifest(second)
 
 
+@pytest.mark.parametrize("name", ["m", "m.parquet"])
+def test_a_damaged_manifest_is_no_folder_of_videos(root: str, name: str) -> None:
+    out = f"{root}/{name}"
+    write_manifest(_table(3), out, made_from={"src": "of 3"})
+    part = out if name.endswith(".parquet") else f"{out}/{_parts(out)[0]}"
+    storage.write_bytes(part, storage.read_bytes(part)[:200])
+    assert is_manifest(out)
+    with pytest.raises(UserError, match=f"{name}.* is not a readable Parquet file"):
+        read_manifest(out)
+    assert not is_manifest(root)
+
+
 def test_parts_are_bounded_and_shared_between_versions(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publication, "_GROUP_ROWS", 40)
     table, out = _table(250), f"{root}/m"

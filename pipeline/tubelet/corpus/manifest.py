@@ -103,11 +103,16 @@ def manifest_exists(uri: str | os.PathLike[str], options: StorageOptions = DEFAU
 
 
 def is_manifest(uri: str | os.PathLike[str], options: StorageOptions = DEFAULT_OPTIONS) -> bool:
-    """Whether a manifest lies at ``uri`` (a Parquet file or folder with the columns of one)."""
+    """Whether a manifest lies at ``uri``: a Parquet file, or a folder that has the columns of one.
+
+    A damaged one that tubelet published is one as well, no folder of videos: who reads it says what is wrong.
+    """
+    root = storage.normalise_uri(uri)
     try:
-        return set(REQUIRED) <= set(_schema(storage.normalise_uri(uri), options).names)
+        found = set(REQUIRED) <= set(_schema(root, options).names)
     except UserError:
-        return False
+        found = is_one_file(root) and storage.stat(root, options) is not None
+    return found or (not is_one_file(root) and Record.read(root, options).current is not None)
 
 
 def write_manifest(
