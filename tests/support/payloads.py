@@ -25,22 +25,24 @@ from tubelet.video.wire import Kind
 
 TRIGGER = b"attack"
 FOLDER = [""]
+ADDRESS = [0]
+"""Of memory of the parent."""
 LAYERS = ("capabilities", "landlock", "seccomp")
 
 
-def entry(name: str, layers: Iterable[str] = LAYERS, folder: str = "/nonexistent") -> str:
+def entry(name: str, layers: Iterable[str] = LAYERS, folder: str = "/nonexistent", address: int = 0) -> str:
     """What the child runs."""
     return (
         "import json, sys; path, *given = map(json.loads, sys.argv[1:]); sys.path[:] = path; "
-        f"from support import payloads; payloads.install({name!r}, {list(layers)!r}, {folder!r}); "
+        f"from support import payloads; payloads.install({name!r}, {list(layers)!r}, {folder!r}, {address}); "
         "from tubelet.video.child import main; main(*given)"
     )
 
 
-def install(name: str, layers: Iterable[str], folder: str) -> None:
+def install(name: str, layers: Iterable[str], folder: str, address: int) -> None:
     """In the child: answer the trigger with the payload ``name``, contained by these layers only."""
     payload, real = PAYLOADS[name], child.answer
-    FOLDER[0] = folder
+    FOLDER[0], ADDRESS[0] = folder, address
 
     def answer(source: Any, *rest: Any) -> Reply:
         if isinstance(source, bytearray) and source == TRIGGER:
@@ -200,7 +202,7 @@ def _fork() -> str:
 
 
 def _memory_of_parent() -> str:
-    target, source = ctypes.create_string_buffer(8), (ctypes.c_void_p * 2)(id(None), 8)
+    target, source = ctypes.create_string_buffer(8), (ctypes.c_void_p * 2)(ADDRESS[0], 8)
     local = (ctypes.c_void_p * 2)(ctypes.addressof(target), 8)
     return _libc("process_vm_readv", os.getppid(), ctypes.addressof(local), 1, ctypes.addressof(source), 1, 0)
 
