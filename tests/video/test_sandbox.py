@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
+from support import payloads
 from support.hostile import HostileFolder
 from support.payloads import TRIGGER
 from support.video import EveryFrame, make_video
@@ -31,10 +33,12 @@ from tubelet.video import (
     Sandbox,
     ShortSide,
     Uniform,
+    VideoInfo,
     View,
     decode_views,
     probe,
 )
+from tubelet.video.reply import _INFO, Reply
 
 VIEWS = [View(Uniform(8), ShortSide(64, 48)), View(Dense(4, 2, Random(0.3)), ShortSide(48, 48))]
 
@@ -281,3 +285,11 @@ def test_rules_of_others_come_with_their_modules(sandbox: Sandbox, video: Path) 
         pid = sandbox.pid
     sandbox.probe(video)
     assert sandbox.pid == pid
+
+
+def test_replies_have_all_that_is_known_of_a_video() -> None:
+    """A field that is added to one has to be added to the other."""
+    known = {name for name, _ in _INFO} | {"keyframes_s"}
+    assert known == {field.name for field in dataclasses.fields(VideoInfo)}
+    info = payloads.info(keyframes_s=(0.0, 0.5), fps=None, size_bytes=None)
+    assert Reply.from_bytes(Reply(info=info).to_bytes()).info == info
