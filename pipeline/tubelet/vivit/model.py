@@ -139,7 +139,9 @@ class ViViT(nn.Module):
         self.pre_logits = nn.Linear(config.pooled_width, config.pre_logits) if config.pre_logits else None
         self.head = nn.Linear(config.pre_logits or config.pooled_width, config.classes)
         self.frame_pool = _frame_pool(config)
-        self.reset_parameters()
+        # On the meta device there is nothing to draw, and torch would import its compiler to find that out.
+        if not self.head.weight.is_meta:
+            self.reset_parameters()
 
     def forward(self, x: Tensor, features: bool = False) -> Logits | tuple[Logits, Tensor]:
         """Logits `(B, classes)`, or one such tensor per head; with `features` also the pooled `(B, d)`.
