@@ -30,13 +30,22 @@ _PERMANENT = {
 }
 
 
+_IMPORT = threading.Lock()
+
+
+def load_mlflow() -> Any:
+    """MLflow, imported by one thread at a time: of two that import it at once, one sees half of it."""
+    with _IMPORT:
+        import mlflow
+    return mlflow
+
+
 def client_for(uri: str) -> Any:
     """An ``MlflowClient`` that gives up on a dead server in seconds; our spool does the waiting."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow
-
+    mlflow = load_mlflow()
     # The making of its tables is no news to the person at the terminal.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -127,6 +136,7 @@ class RunStore:
 
     def send(self, records: Sequence[Record]) -> None:
         """Send records of one kind. Raises :class:`RefusedError` for good, anything else for another try."""
+        load_mlflow()
         from mlflow.exceptions import MlflowException
 
         try:

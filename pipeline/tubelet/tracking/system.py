@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from tubelet.tracking.store import load_mlflow
+
 EVERY_S = 10.0  # a sample costs about a millisecond
 
 
@@ -41,6 +43,7 @@ class SystemSampler:
 
 
 def _monitors() -> list[Any]:
+    load_mlflow()
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
