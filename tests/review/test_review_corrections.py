@@ -12,33 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 from support import S3Bucket
 from support.labelling import write_video
-from support.review import VIDEOS, row_of, wait_for_video, write_rows
+from support.review import VIDEOS, downloaded, press, row_of, wait_for_video, write_rows
 from tubelet import storage
 from tubelet.config import UserError, load_settings
+from tubelet.inference.output import parquet_bytes
+from tubelet.inference.schema import RowShape, table_of
+from tubelet.inference.sink import part_name
 from tubelet.review import page as page_module
 from tubelet.review.config import ReviewConfig, ServeConfig
 from tubelet.review.page import ReviewSummary, review
 from tubelet.review.server import serving
-
-COLUMNS = ["key", "window", "uri", "label", "clip_start_s", "clip_end_s", "previous", "by", "at", "note"]
-
-
-def downloaded(page: Page) -> list[dict[str, str]]:
-    with page.expect_download() as waiting:
-        page.keyboard.press("d")
-    assert waiting.value.suggested_filename == "corrections.csv"
-    text = waiting.value.path().read_text("utf-8")
-    assert next(csv.reader(io.StringIO(text))) == COLUMNS
-    return list(csv.DictReader(io.StringIO(text)))
-
-
-def press(page: Page, *keys: str) -> None:
-    for key in keys:
-        page.keyboard.press(key)
 
 
 def test_corrections_by_key(page: Page) -> None:
@@ -255,3 +243,39 @@ def test_served_corrections_are_kept_as_they_are_made(served: tuple[str, Path], 
         page.reload()
         expect(page.locator("#progress")).to_contain_text("3 of 4 reviewed · saved")
         assert len(list(csv.DictReader(io.StringIO(kept.read_text("utf-8"))))) == 3
+
+
+def test_served_search_goes_over_all_rows(browser: Browser, tmp_path: Path) -> None:
+    """Four rows are on the page; what is most like one is among thirty, and can be corrected as well."""
+    video, draw = str(write_video(tmp_path / "v.mp4", 1)), np.random.default_rng(0)
+    vectors = draw.normal(0, 1, (30, 8))
+    rows = [row_of(i + 1, video) | {"embedding": vector} for i, vector in enumerate(vectors)]
+    schema, out = RowShape(embedding="float32", embedding_dim=8).schema(), tmp_path / "out"
+    out.mkdir()
+    for number in range(2):
+        part = parquet_bytes(table_of(rows[15 * number : 15 * number + 15], schema))
+        (out / part_name(number)).write_bytes(part)
+    config = ReviewConfig(predictions=str(out), limit=4, frames=2, workers=1)
+    for before in (0, 1):
+        with serving(config, ServeConfig()) as (server, address), browser.new_page() as page:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                page.goto(address)
+                press(page, "j", "m")
+                expect(page.locator(".video")).to_have_count(30)
+                shown = page.locator(".video").evaluate_all("all => all.map(one => one.dataset.key)")
+                centred = vectors - vectors.mean(axis=0)
+                unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+                order = np.argsort(-(unit @ unit[int(shown[0][1:]) - 1]))
+                assert shown == [f"k{i + 1:04d}" for i in order]
+                assert page.locator("img.strip").count() == 30
+                last = page.locator(".video").nth(29 - before)
+                last.focus()
+                press(page, "x")
+                expect(page.locator("#progress")).to_contain_text("saved")
+            finally:
+                server.shutdown()
+                thread.join()
+    # Said of rows that the second page did not have until it was asked, and of one more.
+    assert len((out / "_review/corrections.csv").read_text("utf-8").splitlines()) == 3

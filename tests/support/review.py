@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from support.labelling import CLASSES
 
 EVIL = "<script>window.hit=1</script><img src=x onerror=window.hit=1>"
 VIDEOS, ERRORS = 50, 3
+COLUMNS = ["key", "window", "uri", "label", "clip_start_s", "clip_end_s", "previous", "by", "at", "note"]
 
 
 def row_of(i: int, uri: str) -> dict[str, Any]:
@@ -56,3 +59,21 @@ def wait_for_video(page: Page, ready_state: int = 2) -> None:
             return
         page.wait_for_timeout(50)
     raise AssertionError("the video does not play: " + page.locator(".player").inner_text())
+
+
+def press(page: Page, *keys: str) -> None:
+    """One key after the other."""
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def downloaded(page: Page, target: Path | None = None) -> list[dict[str, str]]:
+    """The rows of the corrections file that the page hands out, which is kept at ``target``."""
+    with page.expect_download() as waiting:
+        page.keyboard.press("d")
+    assert waiting.value.suggested_filename == "corrections.csv"
+    text = waiting.value.path().read_text("utf-8")
+    if target is not None:
+        target.write_text(text, "utf-8")
+    assert next(csv.reader(io.StringIO(text))) == COLUMNS
+    return list(csv.DictReader(io.StringIO(text)))

@@ -69,10 +69,14 @@ class PageMaker:
 
     Attributes:
         rows: what the page shows, once it is made.
+        truth: what the manifest says of them.
+        prefix: what of a URI the page does not repeat in each path.
     """
 
     def __init__(self, config: ReviewConfig, out: str, *, served: bool = False) -> None:
-        self._config, self._out, self._served = config, out, served
+        self.config, self._out, self._served = config, out, served
+        self.truth: Truth = {}
+        self.prefix = ""
         self._queue = Queue.parse(config.queue) if config.queue else None
         self._why: dict[Place, str] = {}
         self._comparison: Comparison | None = None
@@ -85,7 +89,7 @@ class PageMaker:
         Raises:
             UserError: as :func:`review`.
         """
-        config = self._config
+        config = self.config
         if self._queue is not None:
             self._why = choose(self._queue, config.predictions, config.other, config.storage_options)
             self._survey = Survey(len(self._why), self._why)
@@ -94,13 +98,14 @@ class PageMaker:
             survey.add(part)
         assert survey.shown is not None
         table = in_first_order(survey.shown) if self._queue is None else self._in_order_of_queue(survey.shown)
-        truth = read_truth(config.manifest, config.storage_options) if config.manifest else {}
-        self.rows = page_rows(table, truth, whole_uris=config.whole_uris)
+        self.truth = read_truth(config.manifest, config.storage_options) if config.manifest else {}
+        self.rows = page_rows(table, self.truth, whole_uris=config.whole_uris)
+        self.prefix = self.rows[0]["uri"].removesuffix(self.rows[0]["path"]) if self.rows else ""
         self._add_reasons()
         self._add_likeness(table)
         if config.other:
-            self._compare(config.other, truth)
-        with _strips(table, config) as strips:
+            self._compare(config.other, self.truth)
+        with strips_of(table, config) as strips:
             page, alone = self._write(strips)
         return ReviewSummary(
             out=self._out,
@@ -126,7 +131,7 @@ class PageMaker:
     def _add_likeness(self, table: pa.Table) -> None:
         """Each row's place on the map and its neighbours, where the output has embeddings."""
         found = read_columns(
-            self._config.predictions, ["key", "window", "embedding"], self._config.storage_options
+            self.config.predictions, ["key", "window", "embedding"], self.config.storage_options
         )
         if "embedding" not in found.column_names:
             return
@@ -139,8 +144,8 @@ class PageMaker:
 
     def _compare(self, other: str, truth: Truth) -> None:
         """The other run's answers beside these, and the figures of both."""
-        options = self._config.storage_options
-        first, second = (read_answers(uri, options) for uri in (self._config.predictions, other))
+        options = self.config.storage_options
+        first, second = (read_answers(uri, options) for uri in (self.config.predictions, other))
         self._comparison = compare(first, second, truth)
         for row in self.rows:
             answer = second.get((row["key"], row["window"]))
@@ -150,20 +155,20 @@ class PageMaker:
     def _write(self, strips: Iterator[Strip]) -> tuple[bytes, str]:
         """The page's bytes, and the URI of the page that is one file."""
         first = list(itertools.islice(strips, ALONE_ROWS))
-        inline = [_inline(strip) for strip in first]
+        inside = [inline(strip) for strip in first]
         if len(first) == len(self.rows):
-            page = self._render(self.rows, inline, self._links())
+            page = self._render(self.rows, inside, self._links())
             if len(page) <= ALONE_BYTES:
-                storage.write_bytes(self._out, page, self._config.storage_options)
+                storage.write_bytes(self._out, page, self.config.storage_options)
                 return page, self._out
         folder = self._out.removesuffix(".html") + "_files"
-        sheets = SheetWriter(folder, uuid4().hex[:8], self._config.storage_options)
+        sheets = SheetWriter(folder, uuid4().hex[:8], self.config.storage_options)
         pictures = list(sheets.place(itertools.chain(first, strips)))
         alone = storage.join(folder, f"first-{ALONE_ROWS}.html")
-        storage.write_bytes(alone, self._alone(inline), self._config.storage_options)
+        storage.write_bytes(alone, self._alone(inside), self.config.storage_options)
         name = storage.name_of(folder)
         page = self._render(self.rows, pictures, self._links(), folder=name)
-        storage.write_bytes(self._out, page, self._config.storage_options)
+        storage.write_bytes(self._out, page, self.config.storage_options)
         sheets.delete_others()
         return page, alone
 
@@ -186,7 +191,7 @@ class PageMaker:
         errors: int = MAX_ERRORS,
         folder: str | None = None,
     ) -> bytes:
-        survey, uri = self._survey, storage.normalise_uri(self._config.predictions)
+        survey, uri = self._survey, storage.normalise_uri(self.config.predictions)
         partly = len(rows) < len(self.rows)
         failed = [error_row(row) for row in survey.errors[:errors]]
         for row, picture in zip(self.rows, pictures, strict=False):
@@ -200,21 +205,21 @@ class PageMaker:
             "errors": failed,
             "folder": folder,
             "served": self._served,
-            "queue": self._config.queue,
+            "queue": self.config.queue,
             "compare": self._comparison.to_dict() if self._comparison else None,
             "by": user() if self._served else "",
         }
         return render(
-            title=self._config.title or uri.rstrip("/").rpartition("/")[2] or "predictions",
-            origin=" · ".join([*([] if self._config.title else [uri]), *survey.origin]),
+            title=self.config.title or uri.rstrip("/").rpartition("/")[2] or "predictions",
+            origin=" · ".join([*([] if self.config.title else [uri]), *survey.origin]),
             tiles=survey.tiles,
-            notes=list(_notes(survey, len(shown), len(failed), partly=partly, queue=self._config.queue)),
+            notes=list(_notes(survey, len(shown), len(failed), partly=partly, queue=self.config.queue)),
             data=data,
         ).encode()
 
     def _links(self) -> list[str | None]:
         """Where the page finds each row's video."""
-        config = self._config
+        config = self.config
         if self._served:
             return [f"video/{row['key']}/{row['window']}" for row in self.rows]
         lasting_s = lifetime_s(config.presign) if config.presign else None
@@ -222,7 +227,7 @@ class PageMaker:
 
 
 @contextmanager
-def _strips(table: pa.Table, config: ReviewConfig) -> Iterator[Iterator[Strip]]:
+def strips_of(table: pa.Table, config: ReviewConfig) -> Iterator[Iterator[Strip]]:
     """The strips of all rows, in order, made as they are asked for."""
     columns = (table[name].to_pylist() for name in ("uri", "etag", "clip_times_s"))
     requests = [StripRequest(u, e, tuple(t or ())) for u, e, t in zip(*columns, strict=True)]
@@ -241,7 +246,7 @@ def _strips(table: pa.Table, config: ReviewConfig) -> Iterator[Iterator[Strip]]:
         yield advancing()
 
 
-def _inline(strip: Strip) -> dict[str, Any]:
+def inline(strip: Strip) -> dict[str, Any]:
     if strip.jpeg is None:
         return {"missing": strip.missing}
     return {"strip": strip.data_uri, "size": strip.size}

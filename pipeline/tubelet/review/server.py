@@ -12,7 +12,7 @@ import mimetypes
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -29,6 +29,7 @@ from tubelet.config import UserError
 from tubelet.review.config import ReviewConfig, ServeConfig
 from tubelet.review.corrections import correction_of, corrections_csv
 from tubelet.review.page import PageMaker
+from tubelet.review.whole import WholeOutput
 from tubelet.storage.opener import ObjectOpener
 
 _COOKIE = "tubelet-review"
@@ -80,6 +81,16 @@ class CorrectionsKeeper:
     def _as_said(self) -> str:
         return self.uri.removesuffix(".csv") + ".json"
 
+    def know(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Take corrections of these rows, too."""
+        with self._lock:
+            self._rows |= {(row["key"], row["window"]): row for row in rows}
+
+    def unknown(self) -> list[tuple[str, int]]:
+        """Rows of which something was said before and that are not known."""
+        with self._lock:
+            return [place for place in self._said if place not in self._rows]
+
     def changes(self) -> list[_Change]:
         """All that was said."""
         with self._lock:
@@ -105,11 +116,13 @@ class CorrectionsKeeper:
             storage.write_bytes(self.uri, text.encode(), self.options)
 
 
-def make_app(folder: Path, rows: list[dict[str, Any]], keeper: CorrectionsKeeper, token: str) -> flask.Flask:
+def make_app(
+    folder: Path, rows: list[dict[str, Any]], keeper: CorrectionsKeeper, token: str, whole: WholeOutput
+) -> flask.Flask:
     """The page in ``folder``, its rows' videos and its corrections, for those who have the token."""
     app = flask.Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = _MAX_BODY_BYTES
-    videos: Mapping[tuple[str, int], str] = {(row["key"], row["window"]): row["uri"] for row in rows}
+    videos = {(row["key"], row["window"]): row["uri"] for row in rows}
 
     @app.before_request
     def check_token() -> flask.typing.ResponseReturnValue | None:
@@ -148,6 +161,15 @@ def make_app(folder: Path, rows: list[dict[str, Any]], keeper: CorrectionsKeeper
             return _ranged(file, mimetypes.guess_type(uri)[0])
         except (FileNotFoundError, UserError, storage.StoreUnavailableError) as error:
             flask.abort(404, str(error))
+
+    @app.get("/alike/<key>/<int:window>")
+    def alike(key: str, window: int) -> flask.Response:
+        """Among all rows of the output: places of those that the page has, and what it has not, whole."""
+        places = whole.alike((key, window))
+        more = whole.rows(place for place in places if place not in videos)
+        keeper.know(more)
+        videos.update({(row["key"], row["window"]): row["uri"] for row in more})
+        return flask.jsonify({"places": places, "more": more})
 
     @app.get("/corrections")
     def said() -> flask.Response:
@@ -205,8 +227,11 @@ def serving(config: ReviewConfig, serve: ServeConfig) -> Iterator[tuple[BaseWSGI
         maker = PageMaker(config, str(Path(name) / "page.html"), served=True)
         maker.make()
         keeper = CorrectionsKeeper(storage.normalise_uri(kept), maker.rows, config.storage_options)
+        whole = WholeOutput(maker)
+        if unknown := keeper.unknown():  # said of rows that another page showed: they stay in the file
+            keeper.know(whole.rows(unknown))
         token = secrets.token_urlsafe(24)
-        app = make_app(Path(name), maker.rows, keeper, token)
+        app = make_app(Path(name), maker.rows, keeper, token, whole)
         try:
             server = make_server(serve.host, serve.port, app, threaded=True, request_handler=_Quiet)
         except (OSError, SystemExit) as error:

@@ -17,7 +17,7 @@ from tubelet.video import Status
 
 MAX_ERRORS = 5000
 Place = tuple[str, int]
-_HEAVY = ("embedding", "scores", "logits")
+HEAVY = ("embedding", "scores", "logits")
 
 
 class Survey:
@@ -91,6 +91,6 @@ def read_predictions(uri: str, options: StorageOptions) -> Iterator[pa.Table]:
     if not names:
         raise UserError(f"no predictions at {files.uri}: give the --out of `tubelet label`")
     schema = files.read_schema(names[0])
-    columns = [name for name in schema.names if not name.startswith(_HEAVY)]
+    columns = [name for name in schema.names if not name.startswith(HEAVY)]
     for name in names:
         yield files.read_table(name, columns)

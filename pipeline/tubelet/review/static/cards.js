@@ -78,11 +78,12 @@ function card(row) {
           button("Relabel", "r", () => edit(row, "relabel")),
           button("Reject", "x", () => act("reject", row)),
           button("Note", "n", () => edit(row, "note")),
-          row.near?.length ? button("More like this", "m", () => moreLike(row)) : null)),
+          hasAlike(row) ? button("More like this", "m", () => moreLike(row)) : null)),
       top));
 }
 
-function moreLike(row) {
+async function moreLike(row) {
+  if (data.served && state.like !== row.id) await findAlike(row);
   filter({like: state.like === row.id ? "" : row.id});
   focusCard(cardOf(row));
 }

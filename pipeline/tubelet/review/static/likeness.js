@@ -69,5 +69,21 @@ function setUpMap() {
   addEventListener("resize", drawMap);
 }
 
-// The clip and those most like it, the nearest first.
-const alike = row => [row.at, ...(row.near || [])].map(at => data.videos[at]).filter(Boolean);
+// The clip and those most like it, the nearest first: of this page, or of all rows where the server was asked.
+const alike = row => [row, ...(row.alike || (row.near || []).map(at => data.videos[at]))].filter(Boolean);
+const hasAlike = row => row.near?.length || (data.served && mapped.length > 0);
+
+// Rows that the page did not have come whole; they are known from then on, and listed only beside what they are like.
+async function findAlike(row) {
+  try {
+    const answer = await fetch(`alike/${row.key}/${row.window}`);
+    if (!answer.ok) throw new Error((await answer.text()).slice(0, 200) || answer.statusText);
+    const {places, more} = await answer.json();
+    for (const other of more) byId.set(other.key + ":" + other.window, {...other, id: other.key + ":" + other.window, at: byId.size});
+    row.alike = places.map(([key, window]) => byId.get(key + ":" + window));
+    server.trouble = "";
+  } catch (error) {
+    server.trouble = "All rows could not be searched: " + error.message;
+  }
+  showProgress();
+}

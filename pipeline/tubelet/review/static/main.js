@@ -120,7 +120,7 @@ const onRow = {
   x: row => act("reject", row),
   n: row => edit(row, "note"),
   p: row => play(row),
-  m: row => { if (row.near?.length) moreLike(row); },
+  m: row => { if (hasAlike(row)) moreLike(row); },
   v: row => select([row]),
 };
 const anywhere = {
