@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +19,7 @@ from tubelet.redaction import redacted, redacted_values
 
 from tubelet_jobs import given_environment
 from tubelet_jobs.environment import forwarded, make_paths_absolute
+from tubelet_jobs.ray_noise import quiet_ray
 from tubelet_jobs.stopping import children, handlers_kept, kill_children
 
 if TYPE_CHECKING:
@@ -67,11 +71,27 @@ def connect_ray(
             "include_dashboard": False if local else None,
             "runtime_env": _runtime_env(Path(folder), local=local),
         }
-        with handlers_kept():
+        with handlers_kept(), quiet_ray():
             if local:
                 _start_local(given)
             else:
                 ray.init(**given)
+
+
+def connect_while_importing(module: str, address: str | None) -> None:
+    """As :func:`connect_ray`, while a thread imports what the job needs: Ray waits for its processes then."""
+    import ray  # noqa: F401 - here, not below: two threads must not import one package at once
+
+    ours = threading.Thread(target=_import, args=(module,), name="import", daemon=True)
+    ours.start()
+    connect_ray(address)
+    ours.join()
+
+
+def _import(module: str) -> None:
+    # What is wrong with it shows when it is imported once more, where it is used.
+    with suppress(Exception):
+        importlib.import_module(module)
 
 
 def _start_local(given: Mapping[str, Any]) -> None:
@@ -130,21 +150,6 @@ def _runtime_env(folder: Path, *, local: bool) -> dict[str, Any]:
         package = given_environment.write(forwarded(os.environ, same_machine=True), folder)
         wanted["py_modules"] = [str(package)]
     return wanted
-
-
-def check_tracking(uri: str | None, experiment: str) -> None:
-    """For a dry run: refuse what the run would be refused by MLflow for, and make no database.
-
-    Raises:
-        UserError: as :meth:`tubelet.tracking.Tracker.start`.
-    """
-    from tubelet.tracking import Tracker
-    from tubelet.tracking.registry import check_uri
-
-    found = check_uri(uri)
-    if found.startswith("sqlite:") and not Path(found.removeprefix("sqlite:///")).exists():
-        return  # it would be made
-    Tracker.check(found, experiment)
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from tubelet.evaluation.config import EvaluateConfig
+from tubelet.tracking import Tracker
 
 from tubelet_jobs.common import (
     DryRunOption,
     RayOptions,
-    check_tracking,
     connect_ray,
     print_summary,
     review_page,
@@ -41,7 +41,7 @@ def command(config: EvaluateOptions) -> None:
     job = EvaluateJob(config)
     say(job.describe())
     if config.dry_run:
-        check_tracking(config.tracking_uri, config.experiment)
+        Tracker.check(config.tracking_uri, config.experiment)
         print_summary({"dry_run": True, "objects": job.objects})
         return
     # The table that the page is made of is kept nowhere, so it says whose mistakes these are.
@@ -59,7 +59,7 @@ def _learning_curve(config: EvaluateOptions) -> None:
     job = CurveJob(config)
     say(job.describe())
     if config.dry_run:
-        check_tracking(config.tracking_uri, config.experiment)
+        Tracker.check(config.tracking_uri, config.experiment)
         print_summary({"dry_run": True, "objects": job.objects})
         return
     curve, summary = job.run(lambda: connect_ray(config.ray_address))

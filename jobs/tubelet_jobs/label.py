@@ -8,12 +8,13 @@ from tubelet.config import Option, load_settings
 from tubelet.inference.schema import EmbeddingType
 from tubelet.inference.windows import Windows
 from tubelet.labelling.config import LabelConfig
+from tubelet.tracking import Tracker
 
 from tubelet_jobs.common import (
     DryRunOption,
     RayOptions,
-    check_tracking,
     connect_ray,
+    connect_while_importing,
     print_summary,
     review_page,
     say,
@@ -54,19 +55,23 @@ def command(options: LabelOptions) -> None:
     Broken videos become rows with status=error and a reason. Stop it whenever you like: the same command goes
     on where it was, labels what is new or changed since, and does nothing when all is done.
 
+    One local FILE is labelled in this process, in seconds: without Ray, and without a run in MLflow unless a
+    server is named.
+
     Example: tubelet label s3://bucket/ --model models:/m@best --out s3://labels/
     """
+    config = options.config()
+    if not options.dry_run and (options.ray_address or config.is_certain_of_ray()):
+        # What has to be indexed first is looked into on a cluster, too.
+        connect_while_importing("tubelet.labelling.job", options.ray_address)
     from tubelet.labelling.job import LabelJob
 
-    config = options.config()
-    job = LabelJob(config)
+    job = LabelJob(config, on_cluster=bool(options.ray_address))
     if options.dry_run:
         say(job.describe())
-        check_tracking(config.tracking_uri, config.experiment)
+        Tracker.check(config.tracking_uri, config.experiment)
         print_summary({"dry_run": True, "source": config.source, "out": job.out})
         return
-    if options.ray_address:  # so that what has to be indexed first is looked into there, too
-        connect_ray(options.ray_address)
     page = None
     if config.review_limit:
         anonymous = config.storage.anonymous

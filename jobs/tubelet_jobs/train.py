@@ -11,7 +11,7 @@ from typing import Annotated
 from tubelet.config import Option
 from tubelet.training.request import Request, TrainSettings
 
-from tubelet_jobs.common import DryRunOption, RayOptions, check_tracking, connect_ray, print_summary, say
+from tubelet_jobs.common import DryRunOption, RayOptions, connect_ray, print_summary, say
 from tubelet_jobs.recipes import load_recipe
 from tubelet_jobs.stopping import StoppedError
 
@@ -73,12 +73,11 @@ def command(config: TrainOptions) -> None:
 
     prepared = prepare(config.request())
     say(prepared.plan_text())
+    Tracker.check(config.tracking_uri, config.experiment)
     if config.dry_run:
-        check_tracking(config.tracking_uri, config.experiment)
         steps = 0 if prepared.request.recipe.selection else prepared.total_steps
         print_summary({"dry_run": True, "steps": steps, "videos": len(prepared.examples)})
         return
-    Tracker.check(config.tracking_uri, config.experiment)
     lock = OutputLock(config.out, job="tubelet train", options=config.options)
     with lock, leaves_no_false_start(prepared):
         from tubelet.training import fit as fit_module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from support.s3_proxy import Fault, Mode, s3_proxy
 from tubelet import storage
 from tubelet.config import UserError, load_settings
 from tubelet.corpus.index import IndexConfig, index_corpus
+from tubelet.inference.windows import Windows
 from tubelet.labelling.config import LabelConfig
 from tubelet.labelling.job import LabelJob, Summary
 from tubelet.storage import DiskFullError
@@ -37,6 +39,7 @@ from tubelet_jobs.common import review_page
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+GIVEN = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")  # which the command line takes from the environment
 COUNT, BROKEN = 14, (3, 9)
 Label = Callable[..., Summary]
 
@@ -95,6 +98,50 @@ def test_every_object_is_one_row_and_again_is_no_work(corpus: Path, tmp_path: Pa
     again = label(corpus, tmp_path / "out")
     assert (again.labelled, again.already_done, again.ok, again.errors) == (0, 15, 13, 2)
     assert read_rows(str(tmp_path / "out")) == rows
+
+
+def test_one_file_is_labelled_without_ray_as_on_it(tmp_path: Path, label: Label, model: Path) -> None:
+    def refuse() -> None:
+        raise AssertionError("Ray was started")
+
+    file = write_video(tmp_path / "one.mp4", 7, frames=80)
+    windows, page = Windows(window_s=1, stride_s=1), review_page(limit=5, workers=1)
+    given = {"source": str(file), "models": (str(model),), "scores": True, "embeddings": "float32"}
+    config = load_settings(LabelConfig, given | {"out": str(tmp_path / "here"), "windows": windows})
+    here = LabelJob(config).run(refuse, page)
+    there = label(file, tmp_path / "there", scores=True, embeddings="float32", windows=windows)
+    rows = read_rows(str(tmp_path / "here"))
+    assert len(rows) > 3
+    assert rows == read_rows(str(tmp_path / "there"))
+    assert (here.objects, here.ok, here.run_id) == (there.objects, there.ok, None)
+    assert Path(str(here.review)).exists()
+    assert LabelJob(config).run(refuse).already_done == len(rows)
+
+
+def test_one_file_that_is_no_video_is_a_row_with_a_reason(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"not a video" * 100)
+    given = {"source": str(tmp_path / "broken.mp4"), "models": (str(model),), "out": str(tmp_path / "out")}
+    summary = LabelJob(load_settings(LabelConfig, given)).run(lambda: pytest.fail("Ray was started"))
+    assert (summary.objects, summary.errors) == (1, 1)
+    (row,) = read_rows(str(tmp_path / "out"))
+    assert (row["status"], bool(row["error_code"])) == ("error", True)
+
+
+def test_the_command_labels_one_file_without_the_heavy_imports(tmp_path: Path, model: Path) -> None:
+    write_video(tmp_path / "one.mp4", 7)
+    heavy = ("ray", "mlflow", "torch._dynamo", "matplotlib")
+    script = (
+        "import sys; from tubelet_jobs.cli import run; "
+        f"status = run(['label', 'one.mp4', '--model', {str(model)!r}, '--out', 'out']); "
+        f"print([name for name in {heavy} if name in sys.modules]); sys.exit(status)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in GIVEN}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    summary, imported = done.stdout.splitlines()
+    assert (json.loads(summary)["ok"], imported) == (1, "[]")
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_new_and_changed_objects_are_labelled_and_nothing_else(tmp_path: Path, label: Label) -> None:

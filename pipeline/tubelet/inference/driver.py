@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from tubelet import storage
 from tubelet.cluster import NodeWatch
 from tubelet.error_rate import WINDOW, ErrorRate
-from tubelet.inference.graph import Layout, Models, Stage, inference_stream, iter_result_tables
+from tubelet.inference.here import result_tables
 from tubelet.inference.output import OutputFiles, parquet_bytes
 from tubelet.inference.plan import Plan, Shard, ShardRequests, read_shard
 from tubelet.inference.schema import table_of
@@ -22,6 +23,9 @@ from tubelet.inference.sink import PredictionSink
 from tubelet.inference.workers import DecodeJob, DecodePredict
 from tubelet.progress import ProgressLine
 from tubelet.video import TRANSIENT, Status
+
+if TYPE_CHECKING:
+    from tubelet.inference.graph import Layout, Models, Stage
 
 _AGAIN = "_plan/again.parquet"
 _GATHER_S = 0.2
@@ -63,35 +67,57 @@ class Driver:
         self._handed_s = time.monotonic()
 
     def run(
-        self, decode: DecodeJob, models: Models, layout: Layout, *, name: str, stage: Stage = DecodePredict
+        self,
+        decode: DecodeJob,
+        models: Models,
+        layout: Layout,
+        *,
+        name: str,
+        stage: Stage = DecodePredict,
     ) -> None:
-        """Answer what is planned; whatever happens, what was answered is published.
+        """Answer what is planned, on Ray; whatever happens, what was answered is published.
 
         Args:
             name: of the job, for the progress line.
-            stage: see :func:`inference_stream`.
+            stage: see :func:`tubelet.inference.graph.inference_stream`.
 
         Raises:
             UserError: too many videos failed.
         """
+        # Imports Ray Data, which takes seconds.
+        from tubelet.inference.graph import inference_stream, iter_result_tables
+
         total, shards = self.plan.requests, list(self.plan.shards)
         layout, nodes = layout.measuring(total), NodeWatch()
+        with self._publishing(name) as progress:
+            while shards:
+                some = _first(shards, layout.rows_at_once)
+                requests = ShardRequests(some, self.root)
+                stream = inference_stream(requests, decode, models, layout, clips=total, stage=stage)
+                for number, rows in iter_result_tables(stream):
+                    nodes.look()
+                    self._take(number, rows, progress)
+                self._hand_over()
+                shards = shards[len(some) :]
+                if not shards and not self._second:
+                    shards = self._second_pass()
+                layout = layout.measured(self._request_s(layout), sum(shard.rows for shard in shards))
+
+    def run_here(self, decode: DecodeJob, models: Models, *, name: str) -> None:
+        """As :meth:`run`, in this process, without Ray: for a few videos, starting it takes longer."""
+        shards = list(self.plan.shards)
+        with self._publishing(name) as progress:
+            while shards:
+                for number, rows in result_tables(ShardRequests(shards, self.root), decode, models):
+                    self._take(number, rows, progress)
+                self._hand_over()
+                shards = [] if self._second else self._second_pass()
+
+    @contextmanager
+    def _publishing(self, name: str) -> Iterator[ProgressLine]:
         try:
-            with ProgressLine(name, total, "videos") as progress:
-                while shards:
-                    some = _first(shards, layout.rows_at_once)
-                    requests = ShardRequests(some, self.root)
-                    stream = inference_stream(requests, decode, models, layout, clips=total, stage=stage)
-                    for number, rows in iter_result_tables(stream):
-                        nodes.look()
-                        taken = self._take(number, rows)
-                        if number == 0:
-                            progress.advance(taken, errors=self._errors)
-                    self._hand_over()
-                    shards = shards[len(some) :]
-                    if not shards and not self._second:
-                        shards = self._second_pass()
-                    layout = layout.measured(self._request_s(layout), sum(shard.rows for shard in shards))
+            with ProgressLine(name, self.plan.requests, "videos") as progress:
+                yield progress
         finally:
             # Also after a failure: what is done is published, so that the next run need not do it again.
             self._hand_over()
@@ -129,8 +155,8 @@ class Driver:
         for shard in [*self.plan.shards, *self.plan.known_errors, Shard(_AGAIN, 0)]:
             storage.delete(self.root.path(shard.name), self.root.options)
 
-    def _take(self, number: int, rows: pa.Table) -> int:
-        """Gather new rows for the sink; returns how many requests they answer."""
+    def _take(self, number: int, rows: pa.Table, progress: ProgressLine) -> None:
+        """Gather new rows for the sink."""
         fresh = self._fresh(number, rows)
         if not fresh.all():
             rows = rows.filter(pa.array(fresh))
@@ -142,9 +168,10 @@ class Driver:
         if time.monotonic() - self._handed_s > _GATHER_S:
             self._hand_over()
         answered = pc.count_distinct(rows["request"]).as_py() if rows.num_rows else 0
-        # Of each row, since each says what its request cost: of the clips of one video all do.
-        self._timed += rows.num_rows if number == 0 else 0
-        return answered
+        if number == 0:
+            # Of each row, since each says what its request cost: of the clips of one video all do.
+            self._timed += rows.num_rows
+            progress.advance(answered, errors=self._errors)
 
     def _request_s(self, layout: Layout) -> float:
         """Seconds that a request took its decoder so far."""

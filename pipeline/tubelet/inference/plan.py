@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,10 @@ from tubelet.inference.published import Published
 from tubelet.inference.schema import REQUEST_SCHEMA
 from tubelet.inference.second_look import SecondLook
 from tubelet.inference.windows import Windows
-from tubelet.inference.workers import Reader
 from tubelet.video import TRANSIENT, Status
+
+if TYPE_CHECKING:
+    from tubelet.inference.workers import Reader
 
 # Rows for what the index found broken: no worker sees them.
 _KNOWN_ERROR_SCHEMA = pa.schema(
@@ -55,8 +57,6 @@ MANIFEST_COLUMNS = [
     "clip_start_s",
     "clip_end_s",
 ]
-# Models are bits of an int64.
-MAX_MODELS = 62
 _SHARD_ROWS = 4096
 _TRANSIENT = pa.array(sorted(TRANSIENT))
 

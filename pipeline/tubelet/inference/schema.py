@@ -11,6 +11,8 @@ import pyarrow as pa
 
 EmbeddingType = Literal["float16", "float32"]
 
+MAX_MODELS = 62
+"""Of one job: they are bits of an int64 in its requests."""
 
 REQUEST_SCHEMA = pa.schema(
     [

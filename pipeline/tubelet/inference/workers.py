@@ -108,6 +108,10 @@ class DecodePredict:
         if gathered:
             yield _joined(gathered)
 
+    def close(self) -> None:
+        """End the decode process."""
+        self._decoder.close()
+
 
 def _joined(gathered: Sequence[Sequence[pa.Table]]) -> Batch:
     return cells_of([pa.concat_tables(tables) for tables in zip(*gathered, strict=True)])

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
+from tubelet import storage
 from tubelet.clips import Views
 from tubelet.config import Option, Settings
+from tubelet.corpus.manifest import is_manifest
 from tubelet.decode_limits import DecodeLimits
 from tubelet.error_rate import MaxErrorRate
-from tubelet.inference.bundle import ModelBundle
-from tubelet.inference.plan import MAX_MODELS
-from tubelet.inference.schema import EmbeddingType
+from tubelet.inference.output import DESCRIPTION
+from tubelet.inference.schema import MAX_MODELS, EmbeddingType
 from tubelet.inference.windows import Windows
 from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
+
+if TYPE_CHECKING:
+    from tubelet.inference.bundle import ModelBundle  # imports torch, for which --help need not wait
 
 
 class LabelConfig(Settings):
@@ -72,6 +77,25 @@ class LabelConfig(Settings):
         if not 1 <= len(self.models) <= MAX_MODELS:
             raise ValueError(f"between 1 and {MAX_MODELS} models can be given in one job: set --model")
         return self
+
+    def is_one_file(self) -> bool:
+        """Whether the source is one video on this machine, which may take less time than Ray takes to start.
+
+        Whoever sets how many workers there are, or which GPUs they take, wants them.
+        """
+        if self.workers is not None or self.predictors is not None or self.gpus is not None:
+            return False
+        source = storage.normalise_uri(self.source)
+        return not storage.is_remote(source) and Path(source).is_file() and not is_manifest(source)
+
+    def is_certain_of_ray(self) -> bool:
+        """Whether there is work for Ray, for all that can be told at once: nothing is missing or done."""
+        if len(self.models) > 1 or self.is_one_file():
+            return False
+        here = (name for name in (self.source, self.models[0]) if ":" not in name)
+        if not all(Path(name).exists() for name in here):
+            return False
+        return not storage.exists(storage.join(self.out, DESCRIPTION), self.storage)
 
     def sampling(self, bundle: ModelBundle) -> str:
         """One word for the rows: what of a video the model saw."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from tubelet import storage
 from tubelet.corpus.manifest import is_manifest, read_manifest
 from tubelet.error_rate import ErrorRate
 from tubelet.inference.driver import Driver
-from tubelet.inference.graph import Layout, check_reachable, resources_for
 from tubelet.inference.output import MakePage, OutputFiles, check_output, parquet_bytes
 from tubelet.inference.shipping import LoadedModels, ship
 from tubelet.inference.sink import part_name, part_numbers
@@ -23,25 +23,38 @@ from tubelet.storage.lock import OutputLock
 from tubelet.tracking import Tracker
 from tubelet.video import ErrorCode
 
+if TYPE_CHECKING:
+    from tubelet.inference.graph import Layout
+    from tubelet.inference.predictor import ModelJob
+
 _log = logging.getLogger(__name__)
 
 INTERVALS = "_intervals/intervals.parquet"
 PAGE = "_review/page.html"
 
+# Requests (windows) of one file that are answered without Ray. With more, its other workers are worth their
+# start; and up to so many a task on Ray holds one request too, so the rows are the same to the bit.
+MOST_HERE = 16
+
 
 class LabelJob:
-    """One run of ``tubelet label``."""
+    """One run of ``tubelet label``.
 
-    def __init__(self, config: LabelConfig) -> None:
+    Args:
+        on_cluster: all work is a cluster's; else that of one local file may be done in this process.
+    """
+
+    def __init__(self, config: LabelConfig, *, on_cluster: bool = False) -> None:
         self.config = config
         self.options = config.storage
         self.out = storage.normalise_uri(config.out)
+        self.one_file = not on_cluster and config.is_one_file()
 
     def run(self, start_ray: Callable[[], None], make_page: MakePage | None = None) -> Summary:
         """Label what is left.
 
         Args:
-            start_ray: called once there is something to do.
+            start_ray: called once there is something to do that takes more than this process.
             make_page: called at the end; its page is kept with the rows and with the run.
 
         Raises:
@@ -51,12 +64,17 @@ class LabelJob:
         if self.config.export is not None:
             check_target(self.config.export)
         # First of all: a job that is refused leaves nothing, not the manifest of a bucket either.
-        Tracker.check(self.config.tracking_uri, self.config.experiment)
+        if not self.one_file or self.config.tracking_uri:
+            Tracker.check(self.config.tracking_uri, self.config.experiment)
         with OutputLock(self.out, job="tubelet label", options=self.options) as lock:
             prepared = prepare(self.config, lock.check)
             if prepared.plan.work:
-                start_ray()
-                summary = Run(self.config, prepared, make_page).go()
+                run = Run(self.config, prepared, make_page)
+                if self.one_file and prepared.plan.requests <= MOST_HERE:
+                    summary = run.go_here()
+                else:
+                    start_ray()
+                    summary = run.go()
             else:
                 summary = summarise(prepared, Tally(), 0.0, None)
             if self.config.export is not None:
@@ -96,14 +114,22 @@ class Run:
         )
         self.driver = Driver(prepared.plan, prepared.root, prepared.sinks, self.error_rate)
 
-    def go(self) -> Summary:
-        """Label what is planned, publish it, tell MLflow."""
-        prepared = self.prepared
+    def go_here(self) -> Summary:
+        """As :meth:`go`, in this process, without Ray."""
         self.driver.check_known_errors()
+        decode = self._decode_job()
+        self._run(None, lambda jobs: self.driver.run_here(decode, lambda: jobs, name="label"))
+        return self.report.summary
+
+    def go(self) -> Summary:
+        """Label what is planned on the Ray that is connected, publish it, tell MLflow."""
+        # Imports Ray Data, which takes seconds.
+        from tubelet.inference.graph import check_reachable, resources_for
+
+        prepared, config = self.prepared, self.config
+        self.driver.check_known_errors()
+        decode = self._decode_job()
         check_reachable(prepared.root, [shard.name for shard in prepared.plan.shards[:1]])
-        config = self.config
-        limits = config.limits.limits()
-        decode = DecodeJob(prepared.models.specs, config.views, prepared.root.options, limits)
         with resources_for(
             decode,
             prepared.plan.requests,
@@ -112,10 +138,18 @@ class Run:
             gpus=config.gpus,
             largest_pixels=prepared.plan.largest_pixels,
         ) as layout:
-            self._run(decode, layout)
+
+            def on_ray(jobs: Sequence[ModelJob]) -> None:
+                self.driver.run(decode, ship(jobs, prepared.models.bundles), layout, name="label")
+
+            self._run(layout, on_ray)
         return self.report.summary
 
-    def _run(self, decode: DecodeJob, layout: Layout) -> None:
+    def _decode_job(self) -> DecodeJob:
+        prepared, config = self.prepared, self.config
+        return DecodeJob(prepared.models.specs, config.views, prepared.root.options, config.limits.limits())
+
+    def _run(self, layout: Layout | None, answer: Callable[[Sequence[ModelJob]], None]) -> None:
         prepared = self.prepared
         self.report = Report.start(self.config, prepared, layout)
         self.driver.on_rows = self.report.add
@@ -126,8 +160,7 @@ class Run:
                     for bundle, sampling in zip(prepared.models.bundles, prepared.sampling, strict=True)
                 ]
             )
-            models = ship(prepared.models.jobs(prepared.sampling, prepared.answers), prepared.models.bundles)
-            self.driver.run(decode, models, layout, name="label")
+            answer(prepared.models.jobs(prepared.sampling, prepared.answers))
             self._after()
         except BaseException as error:
             self.report.stop(error)

@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 from tubelet import storage
 from tubelet.cells import defused
 from tubelet.inference.bundle import find_link
-from tubelet.labelling import figures
 from tubelet.labelling.config import LabelConfig
 from tubelet.labelling.drift import expectation, total_variation
 from tubelet.labelling.prepare import Prepared
 from tubelet.plain_json import json_text
 from tubelet.tracking import Tracker, run_name
+from tubelet.tracking.off import NoTracker
 from tubelet.video import Status, to_retry
 
 if TYPE_CHECKING:
@@ -106,16 +106,18 @@ class Tally:
 class Report:
     """Counts rows as they come, and logs them in one MLflow run."""
 
-    def __init__(self, tracker: Tracker, prepared: Prepared, layout: Layout) -> None:
+    def __init__(self, tracker: Tracker, prepared: Prepared, layout: Layout | None) -> None:
         self._tracker, self._prepared, self._layout = tracker, prepared, layout
         self.tallies = [Tally() for _ in prepared.sinks]
-        self.summary = summarise(prepared, Tally(), 0.0, tracker.run_id)
+        self.summary = summarise(prepared, Tally(), 0.0, tracker.run_id or None)
         self._started_s = self._logged_s = time.monotonic()
         self._first_s: float | None = None
 
     @classmethod
-    def start(cls, config: LabelConfig, prepared: Prepared, layout: Layout) -> Report:
-        """Begin the MLflow run."""
+    def start(cls, config: LabelConfig, prepared: Prepared, layout: Layout | None) -> Report:
+        """Begin the MLflow run; one video without a server that was named is not worth one."""
+        if layout is None and config.tracking_uri is None:
+            return cls(NoTracker(), prepared, layout)
         links = [find_link(bundle, config.tracking_uri) for bundle in prepared.models.bundles]
         params: dict[str, object] = {
             "source": config.source,
@@ -125,8 +127,9 @@ class Report:
             "objects": prepared.plan.objects,
             "to_do": prepared.plan.work,
         }
-        params |= {f"layout.{name}": value for name, value in dataclasses.asdict(layout).items()}
-        params["layout.object_store_bytes"] = layout.object_store_bytes
+        if layout is not None:
+            params |= {f"layout.{name}": value for name, value in dataclasses.asdict(layout).items()}
+            params["layout.object_store_bytes"] = layout.object_store_bytes
         tags = {
             "tubelet.job": "label",
             "tubelet.manifest": prepared.manifest,
@@ -138,6 +141,7 @@ class Report:
             run_name(config.name, "label", storage.name_of(config.source)),
             tags=tags,
             params=params,
+            wait_s=0,  # it was looked at before
             description=f"`tubelet label`\n\n{prepared.plan.work} of {prepared.plan.objects} objects of "
             f"{config.source}, with {params['model']}, into {prepared.root.uri}",
         )
@@ -169,14 +173,14 @@ class Report:
     def finish(self) -> None:
         """Everything is published: log what the job found, and end the run."""
         seconds = time.monotonic() - self._started_s
-        self.summary = summarise(self._prepared, self.tallies[0], seconds, self._tracker.run_id)
-        self.summary.object_store_limit_bytes = self._layout.object_store_bytes
+        self.summary = summarise(self._prepared, self.tallies[0], seconds, self._tracker.run_id or None)
+        self.summary.object_store_limit_bytes = self._layout.object_store_bytes if self._layout else 0
         self.summary.startup_s = round((self._first_s or self._started_s) - self._started_s, 3)
         self._log_progress(last=True)
         costs = self._costs(seconds)
         self._tracker.log_metrics(costs)
         self.summary.million_more = million_more(costs)
-        for number, tally in enumerate(self.tallies):
+        for number, tally in enumerate(self.tallies) if self._tracker.on else ():
             folder = "" if number == 0 else f"{self._prepared.models.names[number]}/"
             self._log_findings(number, tally, folder)
         self._tracker.log_text(json_text(self.summary.to_dict(), indent=1), "summary.json")
@@ -196,8 +200,8 @@ class Report:
         tally = self.tallies[0]
         videos = max(tally.ok + tally.errors, 1)
         predict_s = sum(tally.predict_s for tally in self.tallies)
-        on_gpu = bool(self._layout.predictors)
-        held = self._layout.predictors * self._layout.gpus * seconds
+        on_gpu = bool(self._layout and self._layout.predictors)
+        held = self._layout.predictors * self._layout.gpus * seconds if self._layout else 0.0
         return {
             "cost.core_s_per_video": (tally.decode_s + (0.0 if on_gpu else predict_s)) / videos,
             "cost.gpu_s_per_video": held / videos,
@@ -207,6 +211,8 @@ class Report:
         }
 
     def _log_findings(self, number: int, tally: Tally, folder: str) -> None:
+        from tubelet.labelling import figures  # imports matplotlib
+
         reasons = [(code, count, tally.examples.get(code, "")) for code, count in tally.reasons.most_common()]
         expected = expectation(self._prepared.models.bundles[number])
         share = {label: count / max(tally.ok, 1) for label, count in tally.labels.items()}

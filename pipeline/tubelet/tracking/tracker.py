@@ -123,16 +123,25 @@ class Tracker:
     def check(uri: str | None, experiment: str, wait_s: float = 15.0) -> None:
         """Look whether :meth:`start` would be refused, before anything else is started; makes no run.
 
-        A server that does not answer within ``wait_s`` is no error.
+        A server that does not answer within ``wait_s`` is no error. A database file that is not there yet is
+        left to be made by :meth:`start`.
 
         Raises:
             UserError: as :meth:`start`.
         """
-        store = RunStore(registry.check_uri(uri), experiment, "", key="", owner="")
+        found = registry.check_uri(uri)
+        if found.startswith("sqlite:") and not Path(found.removeprefix("sqlite:///")).exists():
+            return
+        store = RunStore(found, experiment, "", key="", owner="")
         refusals: list[UserError] = []
         _attempt(store.check, refusals, wait_s)
         if refusals:
             raise refusals[0]
+
+    @property
+    def on(self) -> bool:
+        """Whether anything that is logged is kept."""
+        return True
 
     @property
     def run_id(self) -> str:
