@@ -165,5 +165,7 @@ def figure_of(curve: Curve) -> Figure:
         grid = np.geomspace(x[0], 2 * x[-1])
         axes.plot(grid, limit - amplitude * grid**-exponent, "--", label="fitted power law")
     axes.set(xscale="log", xlabel="labelled clips fitted on", ylabel=f"{curve.measure}, cross-validated")
+    axes.set_xticks(x, [f"{clips:.0f}" for clips in x])
+    axes.minorticks_off()
     axes.legend()
     return figure
