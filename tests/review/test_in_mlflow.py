@@ -88,7 +88,7 @@ def test_pages_of_the_experiment_run_model_and_version(
         "run": (f"experiments/{experiment}/runs/{run}", ("label inbox", "tubelet label", "moves")),
         "models": (f"experiments/{experiment}/models", ("moves",)),
         "model": ("models/moves", ("Version 1", "best")),
-        "version": ("models/moves/versions/1", ("Trained on", "best", "topk_labels")),
+        "version": ("models/moves/versions/1", ("Trained on", "best")),
     }
     for name, (place, words) in seen.items():
         screen.goto(f"{uri}/#/{place}")
