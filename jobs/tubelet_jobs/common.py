@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tubelet.config import Option, Settings, UserError
 from tubelet.redaction import redacted, redacted_values
+from tubelet.storage.private_folder import make_private
 
 from tubelet_jobs import given_environment
 from tubelet_jobs.environment import forwarded, make_paths_absolute
@@ -98,7 +99,7 @@ def _start_local(given: Mapping[str, Any]) -> None:
     """Ray gives its node half a minute to come up, which a busy machine may miss: try once more."""
     import ray
 
-    before = children()
+    before, given = children(), {**given, "_temp_dir": str(_ray_folder())}
     for last in (False, True):
         try:
             ray.init(**given)
@@ -120,21 +121,17 @@ def _start_local(given: Mapping[str, Any]) -> None:
                 ) from error
             _log.warning("Ray did not start, trying once more: %s", reason)
         else:
-            _close_session()
             return
 
 
-def _ray_folder() -> str:
-    """Where a local Ray keeps its files."""
-    return str(Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray")
+def _ray_folder() -> Path:
+    """Where a local Ray keeps its files: logs and sockets are nobody else's to read.
 
-
-def _close_session() -> None:
-    """Logs and sockets of the Ray that this process started are nobody else's to read."""
-    from ray._private.worker import _global_node
-
-    if _global_node is not None:
-        os.chmod(_global_node.get_session_dir_path(), 0o700)
+    Ray opens the folders that it makes to everybody, again and again: the one around them is closed.
+    """
+    around = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"ray-{os.getuid()}"
+    make_private(around)
+    return around / "ray"
 
 
 def _runtime_env(folder: Path, *, local: bool) -> dict[str, Any]:
