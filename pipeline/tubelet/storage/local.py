@@ -13,7 +13,6 @@ import stat as stat_bits
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
-from urllib.parse import quote
 
 from typing_extensions import override
 
@@ -27,6 +26,7 @@ from tubelet.storage.base import (
     write_if_unchanged,
 )
 from tubelet.storage.errors import ObjectChangedError, local_writes
+from tubelet.storage.local_walk import is_folder, local_etag, utf8, walk
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
 # What `link` says where there cannot be hard links: FAT, some network and FUSE file systems.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
 _COPY_BYTES = 8 * 1024 * 1024
-
-
-def local_etag(status: os.stat_result) -> str:
-    """Modification time in nanoseconds and size, both in hexadecimal."""
-    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
 class LocalStore(Store):
@@ -66,11 +61,11 @@ class LocalStore(Store):
             yield single
             return
         _need_folder(uri)
-        yield from _walk(uri, "", (_identity(uri),))
+        yield from walk(uri)
 
     @override
     def holds_any(self, uri: str) -> bool:
-        return os.path.isdir(uri) and any(True for _ in _walk(uri, "", (_identity(uri),)))
+        return os.path.isdir(uri) and any(True for _ in walk(uri))
 
     @override
     def names(self, uri: str) -> list[str]:
@@ -83,7 +78,7 @@ class LocalStore(Store):
     def folders(self, uri: str) -> list[str]:
         _need_folder(uri)
         with os.scandir(uri) as entries:
-            return sorted(_utf8(entry.name) for entry in entries if _is_folder(entry))
+            return sorted(utf8(entry.name) for entry in entries if is_folder(entry))
 
     @override
     def read(self, uri: str) -> bytes:
@@ -185,63 +180,6 @@ def _need_folder(uri: str) -> None:
         raise UserError(
             f"{uri} does not exist: give a folder with videos, or a URI such as s3://BUCKET/PREFIX"
         )
-
-
-def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[ObjectInfo]:
-    """Files below ``folder``, links followed unless they lead back to a folder ``above``."""
-    try:
-        with os.scandir(folder) as entries:
-            found = [(entry, _is_folder(entry)) for entry in entries]
-    except PermissionError as error:
-        raise UserError(f"no permission to list {folder}: change its mode, or leave it out of SRC") from error
-    # A folder sorts as `name/`: the order of the paths, which is also the order of an S3 listing.
-    for entry, folder_below in sorted(found, key=lambda f: os.fsencode(f[0].name) + (b"/" if f[1] else b"")):
-        path = prefix + entry.name
-        if folder_below:
-            identity = _identity(entry.path)
-            if identity not in above:
-                yield from _walk(entry.path, f"{path}/", (*above, identity))
-        else:
-            info = _describe(entry, path)
-            if info is not None:
-                yield info
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _describe(entry: os.DirEntry[str], path: str) -> ObjectInfo | None:
-    """None for what is no file (sockets, pipes); a dangling link is an object that cannot be read."""
-    try:
-        status = entry.stat()
-    except OSError:
-        status = entry.stat(follow_symlinks=False)
-    if not stat_bits.S_ISREG(status.st_mode) and not stat_bits.S_ISLNK(status.st_mode):
-        return None
-    return ObjectInfo(_uri(entry.path), _utf8(path), local_etag(status), status.st_size)
-
-
-def _uri(path: str) -> str:
-    """The path; a ``file://`` URI where it is not UTF-8, which a table can hold and which can be opened."""
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return "file://" + quote(os.fsencode(path))
-    return path
-
-
-def _utf8(name: str) -> str:
-    r"""File names that are not UTF-8 cannot stand in a table: their odd bytes are written as ``\udcXX``."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
 
 
 @contextlib.contextmanager
