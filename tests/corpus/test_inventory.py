@@ -56,3 +56,32 @@ def test_tables(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("uri,bytes\ns3://b/videos/a,1\n")
     with pytest.raises(UserError, match="is no listing: its columns are 'uri', 'bytes'"):
         _paths(tmp_path / "l.csv")
+
+
+def test_files_without_a_header(tmp_path: Path) -> None:
+    """The files of an S3 Inventory report name no columns; which there are was chosen by who set it up."""
+    file, etag = tmp_path / "l.csv", "d41d8cd98f00b204e9800998ecf8427e"
+    file.write_text(f"s3://b/videos/a b.mp4,10,e1\ns3://b/videos/k/c.mp4,20,{etag}-3\n")
+    assert _paths(file) == [("a b.mp4", "e1", 10), ("k/c.mp4", f"{etag}-3", 20)]
+    rows = [("videos/a%20b.mp4", 10, etag), ("videos/k/c%2Bd.mp4", 20, f"{etag}-3")]
+    wanted = [("a b.mp4", etag, 10), ("k/c+d.mp4", f"{etag}-3", 20)]
+    text = "".join(
+        f'"b","{key}","{size}","2024-01-02T03:04:05.000Z","{tag}","STANDARD"\n' for key, size, tag in rows
+    )
+    file.write_bytes(gzip.compress(text.encode()))
+    assert _paths(file) == wanted
+    text = "".join(f'"b","{key}","v","true","false","{size}","{tag}","false"\n' for key, size, tag in rows)
+    file.write_text(
+        text
+        + '"b","videos/old.mp4","v","false","false","30","e"\n"b","videos/gone","v","true","true","",""\n'
+    )
+    assert _paths(file) == wanted
+    with pytest.raises(UserError, match="is no listing"):
+        _paths(file, "s3://another/videos")
+
+
+def test_reports_in_a_format_that_is_not_read(tmp_path: Path) -> None:
+    report = {"fileFormat": "ORC", "fileSchema": "struct<bucket:string>", "files": [{"key": "data/a.orc"}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(report | {"destinationBucket": "arn:aws:s3:::inv"}))
+    with pytest.raises(UserError, match="report in ORC: only CSV and Parquet are read"):
+        _paths(tmp_path / "manifest.json")

@@ -22,6 +22,7 @@ _SLICE_ROWS = 10_000
 # As reports and people call them.
 _NAMES = {"e_tag": "etag", "size_bytes": "size", "url": "uri", "object": "key", "name": "key"}
 _GZIP = b"\x1f\x8b"
+_ETAG = re.compile(r'"?[0-9a-f]{32}(-\d+)?"?')
 
 Cells = Mapping[str, Any]
 
@@ -30,9 +31,9 @@ def read_inventory(uri: str, src: str, options: StorageOptions) -> Iterator[Obje
     """The objects below ``src`` that a listing names.
 
     Args:
-        uri: the listing: the ``manifest.json`` of an S3 Inventory report, or a CSV or Parquet
-            table with a header and ``uri`` (or ``bucket`` and ``key``, or ``path`` relative to SRC), ``size``
-            and ``etag``.
+        uri: the listing: the ``manifest.json`` of an S3 Inventory report, one of the report's own files, or a
+            CSV or Parquet table of ``uri`` (or ``bucket`` and ``key``, or ``path`` relative to SRC), ``size``
+            and ``etag``. CSV of URIs in this order needs no header.
         src: the corpus.
         options: how to reach the listing.
 
@@ -41,7 +42,7 @@ def read_inventory(uri: str, src: str, options: StorageOptions) -> Iterator[Obje
     """
     root = storage.normalise_uri(src).rstrip("/")
     count = below = 0
-    for cells in _rows(storage.normalise_uri(uri), options):
+    for cells in _rows(storage.normalise_uri(uri), root, options):
         if str(cells.get("is_latest", "true")).casefold() == "false":
             continue
         if str(cells.get("is_delete_marker", "false")).casefold() == "true":
@@ -64,25 +65,54 @@ def _uri_of(cells: Cells, root: str) -> str:
     return storage.join(root, str(cells.get("path") or ""))
 
 
-def _rows(uri: str, options: StorageOptions) -> Iterator[Cells]:
+def _rows(uri: str, root: str, options: StorageOptions) -> Iterator[Cells]:
     data = _read(uri, options)
     if not data.lstrip().startswith(b"{"):
-        yield from _table(uri, data, None)
+        columns = _without_header(data, root)
+        rows = _table(uri, data, columns)
+        yield from map(_decoded, rows) if columns and "key" in columns else rows
         return
     try:
         report = json.loads(data)
         columns = [name.strip() for name in report["fileSchema"].split(",")]
         bucket = report["destinationBucket"].rpartition(":")[2]
         keys = [one["key"] for one in report["files"]]
-        is_csv = report["fileFormat"] == "CSV"
+        kind = report["fileFormat"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{uri} is no manifest.json of an S3 Inventory report: {error!r} is missing"
         ) from error
+    if kind not in ("CSV", "Parquet"):
+        raise UserError(f"{uri} is an S3 Inventory report in {kind}: only CSV and Parquet are read")
     for key in keys:
         part = _beside(uri, bucket, key, options)
-        for cells in _table(part, _read(part, options), columns if is_csv else None):
-            yield {**cells, "key": unquote_plus(str(cells["key"]))} if is_csv else cells
+        rows = _table(part, _read(part, options), columns if kind == "CSV" else None)
+        yield from map(_decoded, rows) if kind == "CSV" else rows
+
+
+def _decoded(cells: Cells) -> Cells:
+    """With the key as it is: in the CSV of a report it is written as in a URL."""
+    return {**cells, "key": unquote_plus(str(cells["key"]))}
+
+
+def _without_header(data: bytes, root: str) -> list[str] | None:
+    """The columns of a CSV that does not name them, as far as its first line tells them.
+
+    S3 Inventory writes bucket, key, perhaps three columns about versions, and then what was asked for.
+    """
+    if data.startswith(b"PAR1"):
+        return None
+    cells = next(csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")), [])
+    if len(cells) == 3 and "://" in cells[0] and cells[1].isdecimal():
+        return ["uri", "size", "etag"]
+    if len(cells) < 4 or cells[0] != root.removeprefix("s3://").partition("/")[0]:
+        return None
+    versions = {cell.casefold() for cell in cells[3:5]} <= {"true", "false"}
+    columns = ["bucket", "key", *(("version_id", "is_latest", "is_delete_marker") if versions else ())]
+    for number, cell in enumerate(cells[len(columns) :], len(columns)):
+        known = "size" if cell.isdecimal() else "etag" if _ETAG.fullmatch(cell) else ""
+        columns.append(known if known and known not in columns else f"column {number}")
+    return columns
 
 
 def _beside(uri: str, bucket: str, key: str, options: StorageOptions) -> str:
