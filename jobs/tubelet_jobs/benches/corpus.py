@@ -83,14 +83,26 @@ def _slices(folder: str) -> None:
         pass
 
 
-def _plan_training(folder: str) -> None:
-    from tubelet.corpus.manifest import read_manifest
-    from tubelet.training.examples import NOT_NEEDED, load_examples
-    from tubelet.training.plan import Plan
+def _report(folder: str) -> None:
+    from tubelet.review.corpus_page import corpus_page
 
-    table = read_manifest(f"{folder}/manifest", without=NOT_NEEDED)
-    examples = load_examples(table, {"label": "label"})
-    Plan(examples.table, 64, 0, None)
+    corpus_page(f"{folder}/manifest", {})
+
+
+def _plan_training(folder: str) -> None:
+    from tubelet.training.build import plan_of
+    from tubelet.training.plan import BatchShape
+    from tubelet.training.prepare import prepare
+    from tubelet.training.request import Request
+
+    from tubelet_jobs.recipes import load_recipe
+
+    recipe = load_recipe("tiny")
+    prepared = prepare(Request(manifest=f"{folder}/manifest", out=f"{folder}/run", recipe=recipe))
+    prepared.split_sizes()
+    plan = plan_of(prepared)
+    for _ in plan.blocks(0, 1, BatchShape(recipe.batch, 1)):
+        pass
 
 
 def _plan_labels(folder: str) -> None:
@@ -110,6 +122,7 @@ def _plan_labels(folder: str) -> None:
 
 _STEPS: dict[str, Callable[[str], None]] = {
     "list, split, write": _index,
+    "report": _report,
     "read": _read,
     "read in slices": _slices,
     "train planning": _plan_training,

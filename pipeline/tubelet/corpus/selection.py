@@ -39,18 +39,19 @@ def select(
     table = manifest if isinstance(manifest, pa.Table) else read_manifest(manifest)
     if head not in table.column_names:
         raise UserError(f"the manifest has no labels {head!r}; it has {', '.join(label_columns(table))}")
-    keep = pc.is_valid(table.column("key"))
+    usable = pc.is_valid(table.column("key"))
     if status is not None:
-        keep = pc.and_(keep, pc.equal(table.column("status"), status))
-    usable = table.filter(keep)
+        usable = pc.and_(usable, pc.equal(table.column("status"), status))
+    keep = usable
     if split is not None:
         keep = pc.and_(keep, pc.fill_null(pc.equal(split_names(table), normalise_split(split)), False))
     if labelled is not None:
         has = has_label(table.column(head))
         keep = pc.and_(keep, has if labelled else pc.invert(has))
-    chosen = table.filter(keep)
+    # Rows are copied once: of a million examples each copy is hundreds of megabytes.
+    chosen = table if pc.all(keep).as_py() else table.filter(keep)
     if required and not chosen.num_rows:
-        raise _nothing_left(usable, split, labelled, head)
+        raise _nothing_left(table.filter(usable), split, labelled, head)
     return chosen
 
 

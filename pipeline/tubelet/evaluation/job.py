@@ -34,7 +34,7 @@ class EvaluateJob:
         self._options = StorageOptions(anonymous=config.anonymous)
         check_out(config.out, self._options)
         self._source = pinned_uri(config.manifest, self._options)
-        self._manifest = read_manifest(self._source, options=self._options)
+        self._manifest = read_manifest(self._source, without=("keyframes_s",), options=self._options)
         self._bundle = ModelBundle.load(config.model, config.tracking_uri, self._options)
         rows = labelled_rows(self._manifest, self._bundle, config.split)
         self.objects, self._fingerprint = len(rows), fingerprint(rows)

@@ -10,13 +10,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tubelet.corpus.manifest import label_columns, read_manifest
+from tubelet.corpus.manifest import REQUIRED, SCHEMA, ManifestSlices, label_columns
 from tubelet.storage import StorageOptions
+from tubelet.storage.pinned import retry_if_changed
 
 Truth = Mapping[tuple[str, int], dict[str, str]]
 """By key and window: the true label of each head; several labels of one clip are joined by ``|``."""
 
 _TOP = 5
+# Columns of a manifest that say nothing of the truth; the keyframes alone are larger than all that do.
+_NOT_TRUTH = frozenset(SCHEMA.names) - {*REQUIRED, "segment", "label"}
 
 
 def in_first_order(rows: pa.Table) -> pa.Table:
@@ -90,14 +93,18 @@ def read_truth(manifest: str, options: StorageOptions) -> dict[tuple[str, int], 
     Raises:
         UserError: there is no manifest.
     """
-    table = read_manifest(manifest, options=options)
-    heads = label_columns(table)
-    found: dict[tuple[str, int], dict[str, str]] = {}
-    for row in table.select(["key", "segment", *heads]).to_pylist():
-        labels = {h: "|".join(v) if isinstance(v, list) else v for h in heads if (v := row[h])}
-        if labels:
-            found[row["key"], row["segment"]] = labels
-    return found
+
+    def read() -> dict[tuple[str, int], dict[str, str]]:
+        found: dict[tuple[str, int], dict[str, str]] = {}
+        for table in ManifestSlices.open(manifest, without=_NOT_TRUTH, options=options):
+            heads = label_columns(table)
+            for row in table.select(["key", "segment", *heads]).to_pylist():
+                labels = {h: "|".join(v) if isinstance(v, list) else v for h in heads if (v := row[h])}
+                if labels:
+                    found[row["key"], row["segment"]] = labels
+        return found
+
+    return retry_if_changed(read)
 
 
 def common_folder(uris: Sequence[str]) -> str:
