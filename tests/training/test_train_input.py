@@ -14,6 +14,7 @@ from tubelet.corpus.manifest import read_manifest, write_manifest
 from tubelet.storage.errors import DiskFullError
 from tubelet.training.build import initial_model
 from tubelet.training.checkpoint import CheckpointStore
+from tubelet.training.examples import load_examples
 from tubelet.training.prepare import Prepared, leaves_no_false_start, prepare, write_record
 from tubelet.training.request import Request
 from tubelet_jobs.recipes import load_recipe
@@ -41,6 +42,18 @@ def request(
 ) -> Request:
     recipe = load_recipe("tiny", [*RECIPE, *overrides])
     return Request(recipe=recipe, manifest=manifest, out=str(out), init=init, resume=resume)
+
+
+def test_examples_are_in_order_and_hold_each_column_once(manifest: str) -> None:
+    """Of a million examples each copy is hundreds of megabytes."""
+    table = read_manifest(manifest)
+    shuffled = table.take(pa.array(range(len(table))[::-1]))
+    examples = load_examples(shuffled, {"label": "label"})
+    wanted = table.filter(pc.equal(table["split"], "train")).sort_by("key")["uri"].to_pylist()
+    assert examples.table["uri"].to_pylist() == examples.about["uri"].to_pylist() == wanted
+    for name in ("uri", "etag", "key"):
+        one, two = (each[name].chunk(0).buffers()[2] for each in (examples.table, examples.about))
+        assert one.address == two.address, name
 
 
 @pytest.mark.parametrize(

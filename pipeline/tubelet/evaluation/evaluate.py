@@ -128,11 +128,11 @@ def labelled_rows(manifest: pa.Table, bundle: ModelBundle, split: str) -> pa.Tab
     """
     rows, columns = manifest, label_columns(bundle)
     for column in columns.values():
-        rows = select(rows, split, labelled=True, head=column, required=True)
+        rows = select(rows, split, labelled=True, head=column, required=True, ordered=True)
     bundle.same_classes(
         {head: set(class_names(rows, column)) for head, column in columns.items()}, f"split {split!r}"
     )
-    return rows.sort_by([("key", "ascending"), ("segment", "ascending")]).combine_chunks()
+    return rows
 
 
 def label_columns(bundle: ModelBundle) -> dict[str, str]:

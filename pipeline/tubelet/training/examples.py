@@ -65,8 +65,7 @@ def load_examples(
     """
     rows = manifest
     for column in head_columns.values():
-        rows = select(rows, split, labelled=True, head=column, required=True)
-    rows = rows.sort_by([("key", "ascending"), ("segment", "ascending")])
+        rows = select(rows, split, labelled=True, head=column, required=True, ordered=True)
     for head, names in (labels or {}).items():
         rows = _of_classes(rows, head_columns[head], names)
     own = {
@@ -74,7 +73,8 @@ def load_examples(
         for head, column in head_columns.items()
     }
     targets = {head: _targets(rows[column], own[head], multilabel) for head, column in head_columns.items()}
-    reference, about = (rows.select(names).combine_chunks() for names in (REFERENCE, ABOUT))
+    rows = rows.combine_chunks()  # both share the columns that they have in common
+    reference, about = rows.select(REFERENCE), rows.select(ABOUT)
     return Examples(reference, targets, own, fingerprint(rows), about)
 
 
