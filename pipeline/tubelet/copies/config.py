@@ -31,7 +31,7 @@ class PrepareConfig(Settings):
     """Pixels of the shorter side; smaller videos keep their size. Take what a recipe resizes to, or more."""
     gop: Annotated[int, Option(), Field(ge=1, le=600)] = 12
     """Frames of a group, of which decoding any one may need all before it."""
-    crf: Annotated[int, Option(), Field(ge=0, le=51)] = 20
+    crf: Annotated[int, Option(), Field(ge=0, le=51)] = 23
     """Quality: x264's constant rate factor, smaller is better."""
     segments: Annotated[bool, Option()] = False
     """Make each labelled segment of a video a file of its own."""

@@ -56,7 +56,7 @@ class CopySpec:
 
     short_side: int = 256
     gop: int = 12
-    crf: int = 20
+    crf: int = 23
 
     def place(self, height: int, width: int) -> Placement:
         """The whole picture; its sides are even, as colour at half the resolution needs them."""
