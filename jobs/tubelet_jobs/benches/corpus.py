@@ -16,11 +16,11 @@ imports; torch and its neighbours are 245 MB of "train planning"):
     label planning           3.7 / 159     18.2 / 246
     update, 1% changed      15.1 / 188    116.9 / 251
 
-By these, 100 million objects take 3 hours of one core to list, split and write, 3.2 to update and half an hour to
-plan labels, in 1 to 8 GB: the index and the plan of labels keep 8 to 40 bytes per object (digests). What is held
-row by row binds first: train's examples, some 650 bytes each (65 GB for 100 million labelled videos, and Arrow
-refuses a column of texts over 2 GiB from about 25 million), and whole reads, 650 bytes per row. Then it is the
-listing: a store's 1,000 keys per request are 100,000 requests.
+By these, 100 million objects take 3 hours of one core to list, split and write, as long to update, and half an
+hour to plan labels, in 3 to 10 GB: 30 to 100 bytes per object (digests, and what allocators keep). What is held row
+by row binds first: the examples of `train`, 600 bytes per object (60 GB; and Arrow puts no more than 2 GiB of text
+into one piece, which 25 million addresses fill), and whole reads, 670 bytes per row. Then it is the store: at 1,000
+keys per request the listing is 100,000 requests, and to open each object takes at least three.
 
 Example: python -m tubelet_jobs.benches.corpus 100000 1000000
 """
