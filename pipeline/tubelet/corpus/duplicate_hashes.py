@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -13,17 +12,14 @@ import pyarrow.parquet as pq
 
 from tubelet import storage
 from tubelet.corpus.beside import beside
-from tubelet.corpus.likeness import HASHES, VIEW, Hashes, digest_of, hashes_of
-from tubelet.corpus.probing import Prober
+from tubelet.corpus.likeness import HASHES, Hashes
 from tubelet.progress import ProgressLine
-from tubelet.storage import ObjectInfo, StorageOptions
-from tubelet.storage.opener import ObjectOpener
-from tubelet.video import DecodeError
-
-_log = logging.getLogger(__name__)
+from tubelet.storage import StorageOptions
 
 How = Literal["exact", "near"]
 Row = dict[str, Any]
+Look = Callable[[Iterable[Row]], Iterator[Row]]
+"""See :func:`tubelet.corpus.fingerprinting.fingerprints`."""
 
 _NAME = "fingerprints.parquet"
 _SCHEMA = pa.schema(
@@ -35,6 +31,7 @@ _SCHEMA = pa.schema(
         ("said", pa.list_(pa.bool_())),
     ]
 )
+_FOUND = ("digest", "bits", "said")
 
 
 class Fingerprints:
@@ -55,28 +52,30 @@ class Fingerprints:
             pass  # what is not known is looked at
         self.unread = 0
 
-    def look(self, rows: list[Row], how: How, prober: Prober) -> None:
+    def look(self, rows: list[Row], how: How, look: Look) -> None:
         """Find out what is missing of ``rows``, and keep it; forget all others.
 
         Exact copies have one size: the bytes of a video whose size no other has are not read.
         """
         sizes, counts = np.unique([row["size"] or 0 for row in rows], return_counts=True)
         shared = set(sizes[counts > 1].tolist()) - {0}
-        wanted: list[tuple[Row, bool, bool]] = []
+        wanted: list[Row] = []
         for row in rows:
             known = self._known.get(_name(row), {})
             digest = row["size"] in shared and not known.get("digest")
             hashes = how == "near" and not known.get("bits")
             if digest or hashes:
-                wanted.append((row, digest, hashes))
+                wanted.append({**row, "wants_digest": digest, "wants_hashes": hashes})
         kept = {_name(row): self._known[_name(row)] for row in rows if _name(row) in self._known}
         self._known = kept
         if not wanted:
             return
         try:
             with ProgressLine("looking for duplicates", len(wanted), "videos") as line:
-                for row, found in prober.map(wanted, lambda one: (one[0], self._found(*one, prober))):
+                for row in look(wanted):
+                    self.unread += row["unread"] is not None
                     known = kept.get(_name(row), dict.fromkeys(_SCHEMA.names))
+                    found = {name: row[name] for name in _FOUND if row[name] is not None}
                     kept[_name(row)] = {**known, **found, "key": row["key"], "etag": row["etag"] or ""}
                     line.advance(1, errors=self.unread)
         finally:  # of a job that is stopped, too: the next one looks at the rest
@@ -95,22 +94,6 @@ class Fingerprints:
             if known.get("bits"):
                 bits[number], said[number] = known["bits"], known["said"]
         return Hashes(bits, said)
-
-    def _found(self, row: Row, digest: bool, hashes: bool, prober: Prober) -> Row:
-        info = ObjectInfo(row["uri"], row["path"], row["etag"] or "", row["size"])
-        found: Row = {}
-        try:
-            if digest:
-                found["digest"] = digest_of(
-                    ObjectOpener(info.uri, info.size_bytes, info.etag or None, self._options)
-                )
-            if hashes:
-                of_frames = hashes_of(prober.decode(info, [VIEW]).clips[0])
-                found |= {"bits": of_frames.bits.tolist(), "said": of_frames.said.tolist()}
-        except (DecodeError, OSError) as error:
-            self.unread += 1
-            _log.info("no fingerprint of %s: %s", row["path"], error)
-        return found
 
     def _save(self, rows: Iterable[Row]) -> None:
         buffer = io.BytesIO()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -20,13 +21,14 @@ from tubelet.corpus.assembly import Assembly
 from tubelet.corpus.beside import notes_folder, report_of
 from tubelet.corpus.duplicate_hashes import How
 from tubelet.corpus.earlier import RULES, Earlier, check_output
+from tubelet.corpus.fingerprinting import fingerprints
 from tubelet.corpus.labels import FOLDERS, load_labels
 from tubelet.corpus.listing import Listing, list_corpus
 from tubelet.corpus.looking import Looking
 from tubelet.corpus.marking import Marked, marked_schema, marked_tables
 from tubelet.corpus.probed import Probed
 from tubelet.corpus.probing import Prober, default_workers
-from tubelet.corpus.probing_on_ray import cluster_prober
+from tubelet.corpus.probing_on_ray import RayProber, cluster_prober
 from tubelet.corpus.publication import manifest_writer
 from tubelet.corpus.splits import TOGETHER, parse_split, split_column_of
 from tubelet.corpus.tally import IndexTally
@@ -250,13 +252,9 @@ class _Index:
 
     def _look(self, looking: Looking, probed: Probed) -> int:
         """Probe what is new or changed; returns how many verdicts of a run before were used."""
-        config = self.config
         with probed:
             if looking.left:
-                limits = config.limits.limits()
-                cluster = cluster_prober(config.options, limits, config.workers)
-                workers = min(config.workers or default_workers(), looking.left)
-                with nullcontext(cluster) if cluster else Prober(workers, config.options, limits) as prober:
+                with self._prober(looking.left) as prober:
                     looking.run(prober.rows, self.now)
             probed.close()
         return looking.reused
@@ -280,15 +278,29 @@ class _Index:
         self, tables: Iterator[pa.Table], schema: pa.Schema, unmarked: Path, how: How
     ) -> tuple[Marked, Iterator[pa.Table]]:
         """``tables`` with their duplicates marked, the last may be the first one's twin."""
-        config = self.config
         with manifest_writer(str(unmarked), schema) as write:
             for table in tables:
                 write(table)
-        workers = config.workers or default_workers()
-        with Prober(workers, config.options, config.limits.limits()) as prober:
-            return marked_tables(
-                str(unmarked), self.out, how, prober, together=self._together, options=config.options
+        with self._prober() as prober:
+            look = (
+                prober.fingerprints if isinstance(prober, RayProber) else partial(fingerprints, prober=prober)
             )
+            return marked_tables(
+                str(unmarked), self.out, how, look, together=self._together, options=self.config.options
+            )
+
+    def _prober(self, objects: int | None = None) -> AbstractContextManager[Prober | RayProber]:
+        """What opens videos: the nodes of a cluster where this process is connected to one, or this machine.
+
+        Args:
+            objects: how many there are, where that is known.
+        """
+        config, limits = self.config, self.config.limits.limits()
+        cluster = cluster_prober(config.options, limits, config.workers)
+        if cluster is not None:
+            return nullcontext(cluster)
+        workers = config.workers or default_workers()
+        return Prober(workers if objects is None else min(workers, objects), config.options, limits)
 
     def _made_from(self) -> dict[str, Any]:
         config = self.config

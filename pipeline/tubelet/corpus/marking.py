@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tubelet.corpus.digests import digests
-from tubelet.corpus.duplicate_hashes import Fingerprints, How
+from tubelet.corpus.duplicate_hashes import Fingerprints, How, Look
 from tubelet.corpus.duplicates import Videos, originals
 from tubelet.corpus.manifest import ManifestSlices, read_manifest
-from tubelet.corpus.probing import Prober
 from tubelet.corpus.split_names import normalise_split
 from tubelet.storage import StorageOptions
 from tubelet.video import Status
@@ -42,7 +41,7 @@ class Marked:
 
 
 def marked_tables(
-    unmarked: str, out: str, how: How, prober: Prober, *, together: bool, options: StorageOptions
+    unmarked: str, out: str, how: How, look: Look, *, together: bool, options: StorageOptions
 ) -> tuple[Marked, Iterator[pa.Table]]:
     """Find the duplicates among the rows of a manifest; what was found, and the tables with them marked.
 
@@ -52,13 +51,13 @@ def marked_tables(
         unmarked: the manifest; its rows are read twice, and not kept in memory.
         out: where the marked one will be, beside which fingerprints are kept.
         how: by content, or by what the frames show as well.
-        prober: reads the videos.
+        look: reads the videos.
         together: duplicates get the split of their original.
         options: how to reach the videos, and whether the manifest has a single writer.
     """
     rows = _videos(unmarked)
     fingerprints = Fingerprints(out, options)
-    fingerprints.look(rows, how, prober)
+    fingerprints.look(rows, how, look)
     digest = np.array([fingerprints.digest(row) or "" for row in rows], object)
     contents = np.where(digest == "", 0, digests(digest.tolist())) if rows else np.zeros(0, np.uint64)
     durations_s = np.array([np.nan if row["duration_s"] is None else row["duration_s"] for row in rows])

@@ -102,9 +102,8 @@ class Prober:
             DecoderStartError: this machine cannot start a decoder.
             UserError: the store takes the credentials for no object.
         """
-        opener = ObjectOpener(info.uri, info.size_bytes, info.etag or None, self._options)
         try:
-            found = self._sandbox().probe(opener)
+            found = self._sandbox().probe(self.opener(info))
             return (
                 failed(ErrorCode.NOT_VIDEO, "no video: one still picture") if found.still else describe(found)
             )
@@ -128,8 +127,11 @@ class Prober:
             DecodeError: why there are none.
             DecoderStartError: this machine cannot start a decoder.
         """
-        opener = ObjectOpener(info.uri, info.size_bytes, info.etag or None, self._options)
-        return self._sandbox().decode_views(opener, views)
+        return self._sandbox().decode_views(self.opener(info), views)
+
+    def opener(self, info: ObjectInfo) -> ObjectOpener:
+        """Opens one object, of the version that was listed."""
+        return ObjectOpener(info.uri, info.size_bytes, info.etag or None, self._options)
 
     def _sandbox(self) -> Sandbox:
         sandbox: Sandbox | None = getattr(self._own, "sandbox", None)

@@ -1,17 +1,18 @@
-"""Probe on the nodes of a Ray cluster, by Ray Data; the head, which holds the credentials, opens no video."""
+"""Look into videos on the nodes of a Ray cluster, by Ray Data; the head, with the credentials, opens none."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from tubelet.cluster import wait_for
 from tubelet.config import UserError
+from tubelet.corpus import fingerprinting
 from tubelet.corpus.earlier import PROBED_COLUMNS
 from tubelet.corpus.manifest import SCHEMA
 from tubelet.corpus.probing import Prober
@@ -28,6 +29,8 @@ _WAVE_ROWS = 100_000
 _CPUS = 0.5
 # What a decode process that probes an ordinary video takes, with what Ray's own worker does.
 _TASK_BYTES = 512 << 20
+Row = dict[str, Any]
+
 _HEAD = "node:__internal_head__"
 _FAULT = "fault"
 
@@ -55,28 +58,41 @@ class RayProber:
         self._workers = workers
         self.by_node: Counter[str] = Counter()
 
-    def rows(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def rows(self, rows: Iterable[Row]) -> Iterator[Row]:
         """As :meth:`tubelet.corpus.probing.Prober.rows`, in the order in which they are done.
 
         Raises:
             DecoderStartError: a node cannot start a decoder.
             UserError: the store takes the credentials for no object.
         """
+        return self._waves(rows, _ASKED, probe_block, _CPUS)
+
+    def fingerprints(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """As :func:`tubelet.corpus.fingerprinting.fingerprints`, in the order in which they are done.
+
+        Raises:
+            DecoderStartError: a node cannot start a decoder.
+        """
+        return self._waves(rows, fingerprinting.ASKED, fingerprint_block, 1.0)
+
+    def _waves(
+        self, rows: Iterable[Row], asked: pa.Schema, work: Callable[..., pa.Table], cpus: float
+    ) -> Iterator[Row]:
         source = iter(rows)
         while wave := list(itertools.islice(source, _WAVE_ROWS)):
             blocks = [wave[i : i + _BLOCK_ROWS] for i in range(0, len(wave), _BLOCK_ROWS)]
-            yield from self._wave([pa.Table.from_pylist(block, _ASKED) for block in blocks])
+            yield from self._wave([pa.Table.from_pylist(block, asked) for block in blocks], work, cpus)
 
-    def _wave(self, blocks: list[pa.Table]) -> Iterator[dict[str, Any]]:
+    def _wave(self, blocks: list[pa.Table], work: Callable[..., pa.Table], cpus: float) -> Iterator[Row]:
         import ray
 
         heads = [node["NodeID"] for node in ray.nodes() if _HEAD in node["Resources"]]
         dataset = ray.data.from_blocks(blocks).map_batches(
-            probe_block,
+            work,
             batch_size=None,
             batch_format="pyarrow",
             fn_args=self._settings,
-            num_cpus=_CPUS,
+            num_cpus=cpus,
             memory=_TASK_BYTES,
             concurrency=self._workers,
             label_selector={"ray.io/node-id": f"!in({','.join(heads)})"},
@@ -113,21 +129,34 @@ def cluster_prober(options: StorageOptions, limits: Limits, workers: int | None)
 
 
 def probe_block(block: pa.Table, options: StorageOptions, limits: Limits) -> pa.Table:
-    """The rows with what was found; ``fault`` says what ends the whole job.
+    """The rows with what was found; ``fault`` says what ends the whole job."""
+    found = [SCHEMA.field(name) for name in PROBED_COLUMNS if name != "indexed_at"]
+    return _block(block, found, options, limits, lambda rows, prober: prober.rows(rows))
 
-    A worker of Ray keeps its decode process from one task to the next.
-    """
+
+def fingerprint_block(block: pa.Table, options: StorageOptions, limits: Limits) -> pa.Table:
+    """As :func:`probe_block`, of what tells duplicates."""
+    return _block(block, list(fingerprinting.FOUND), options, limits, fingerprinting.fingerprints)
+
+
+def _block(
+    block: pa.Table,
+    found: list[pa.Field],
+    options: StorageOptions,
+    limits: Limits,
+    look: Callable[[list[Row], Prober], Iterator[Row]],
+) -> pa.Table:
+    """A worker of Ray keeps its decode process from one task to the next."""
     import ray
 
     global _prober  # noqa: PLW0603 - as long as the worker lives
     if _prober is None or _prober[0] != (options, limits):
         _prober = ((options, limits), Prober(1, options, limits))
     node = ray.get_runtime_context().get_node_id()
-    found_columns = [SCHEMA.field(name) for name in PROBED_COLUMNS if name != "indexed_at"]
-    schema = pa.schema([*_ASKED, *found_columns, (_FAULT, pa.string()), ("node", pa.string())])
+    schema = pa.schema([*block.schema, *found, (_FAULT, pa.string()), ("node", pa.string())])
     try:
-        found = [{**row, "node": node} for row in _prober[1].rows(block.to_pylist())]
+        rows = [{**row, "node": node} for row in look(block.to_pylist(), _prober[1])]
     except (UserError, DecoderStartError) as error:
         kind = "user:" if isinstance(error, UserError) else "start"
-        found = [{_FAULT: f"{kind}{error}"}]
-    return pa.Table.from_pylist(found, schema)
+        rows = [{_FAULT: f"{kind}{error}"}]
+    return pa.Table.from_pylist(rows, schema)
