@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.corpus import manifest_rows, put, put_videos
+from support import S3Bucket
+from support.cluster import ray_head
+from support.corpus import manifest_rows, put, put_videos, video_bytes
+from support.s3_proxy import s3_proxy
 from tubelet.corpus import index, probing_on_ray
 from tubelet.corpus.index import IndexConfig, index_corpus
 from tubelet.decode_limits import DecodeLimits
@@ -15,30 +21,18 @@ from tubelet.storage import DEFAULT_OPTIONS
 
 pytestmark = pytest.mark.slow
 
+DELAYED_OBJECTS = 320
+
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    import ray
-    from ray.cluster_utils import Cluster
-
-    ray.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with ray_head(2) as made:
+        yield made
 
 
-def test_no_video_is_opened_on_the_head(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import ray
-
-    head = ray.get_runtime_context().get_node_id()
-    assert probing_on_ray.cluster_prober(DEFAULT_OPTIONS, DecodeLimits().limits(), None) is None
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
+@pytest.fixture
+def probers(monkeypatch: pytest.MonkeyPatch) -> list[probing_on_ray.RayProber]:
+    """Those that an index makes."""
     made: list[probing_on_ray.RayProber] = []
 
     def keep(*args: Any) -> Any:
@@ -48,6 +42,19 @@ def test_no_video_is_opened_on_the_head(
         return prober
 
     monkeypatch.setattr(index, "cluster_prober", keep)
+    return made
+
+
+def test_no_video_is_opened_on_the_head(
+    cluster: Any, probers: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    head = ray.get_runtime_context().get_node_id()
+    assert probing_on_ray.cluster_prober(DEFAULT_OPTIONS, DecodeLimits().limits(), None) is None
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
     monkeypatch.setattr(probing_on_ray, "_BLOCK_ROWS", 4)
     monkeypatch.setattr(probing_on_ray, "_WAVE_ROWS", 16)
     src, out = str(tmp_path / "v"), str(tmp_path / "m")
@@ -55,10 +62,62 @@ def test_no_video_is_opened_on_the_head(
     put(src, {"bad.mp4": b"broken", "a.txt": b"text"})
     summary = index_corpus(IndexConfig(src=src, out=out, split="train=1"))
     assert (summary.ok, summary.errors, summary.not_video, summary.probed) == (30, 1, 1, 32)
-    assert made[0].by_node.total() == 32
-    assert head not in made[0].by_node
+    assert probers[0].by_node.total() == 32
+    assert head not in probers[0].by_node
     on_cluster = manifest_rows(out)
     monkeypatch.setattr(index, "cluster_prober", lambda *_: None)
     index_corpus(IndexConfig(src=src, out=str(tmp_path / "n"), split="train=1"))
     for path, row in manifest_rows(str(tmp_path / "n")).items():
         assert row | {"indexed_at": None} == on_cluster[path] | {"indexed_at": None}
+
+
+def test_hashes_are_made_on_the_nodes(cluster: Any, probers: list[Any], tmp_path: Path) -> None:
+    import ray
+
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    src = tmp_path / "v"
+    put_videos(str(src), [f"{i:02d}.mp4" for i in range(6)])
+    shutil.copy(src / "00.mp4", src / "copy.mp4")
+    put(str(src), {"bad.mp4": b"broken"})
+    found = index_corpus(
+        IndexConfig(src=str(src), out=str(tmp_path / "m"), split="train=1", duplicates="near")
+    )
+    assert (found.ok, found.duplicates) == (7, 1)
+    assert not [warning for warning in found.warnings if "could not be looked at" in warning]
+    assert [prober.by_node.total() for prober in probers] == [8, 7]
+    assert all(ray.get_runtime_context().get_node_id() not in prober.by_node for prober in probers)
+    marks = {path: row["duplicate_of"] for path, row in manifest_rows(str(tmp_path / "m")).items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "cluster_prober", lambda *_: None)
+        index_corpus(
+            IndexConfig(src=str(src), out=str(tmp_path / "n"), split="train=1", duplicates="near", workers=1)
+        )
+    assert marks == {path: row["duplicate_of"] for path, row in manifest_rows(str(tmp_path / "n")).items()}
+
+
+def test_four_workers_on_three_nodes_share_the_waiting(
+    s3: S3Bucket, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a store that takes 50 ms for each answer one worker waits most of its time."""
+    put(f"{s3.uri}/v", {f"{number:03d}.mp4": video_bytes() for number in range(DELAYED_OBJECTS)})
+    monkeypatch.setattr(probing_on_ray, "_BLOCK_ROWS", 8)
+    seconds: dict[int, float] = {}
+    with s3_proxy(s3.server) as proxy:
+        proxy.delay_s = 0.05
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with ray_head(0) as cluster:
+            for _ in range(3):
+                cluster.add_node(num_cpus=2)
+            cluster.wait_for_nodes()
+            for workers, out in ((4, "warm"), (1, "one"), (4, "four")):
+                began_s = time.monotonic()
+                config = IndexConfig(
+                    src=f"{s3.uri}/v", out=f"{s3.uri}/{out}", workers=workers, split="train=1"
+                )
+                assert index_corpus(config).probed == DELAYED_OBJECTS
+                seconds[workers] = time.monotonic() - began_s
+    ratio = seconds[1] / seconds[4]
+    with capsys.disabled():
+        print(json.dumps({"objects": DELAYED_OBJECTS, "seconds": seconds, "ratio": round(ratio, 2)}))
+    assert ratio >= 3

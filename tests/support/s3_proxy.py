@@ -73,10 +73,11 @@ class Fault:
 
 @dataclass
 class S3Proxy:
-    """The proxy of one server; ``fault`` may be set while it runs."""
+    """The proxy of one server; ``fault`` and ``delay_s``, of every answer, may be set while it runs."""
 
     server: LocalS3
     fault: Fault | None = None
+    delay_s: float = 0.0
     port: int = 0
     requests: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -143,6 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers.pop("range", None)
         if mode is Mode.SHIFTED and (found := re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("range", ""))):
             headers["range"] = f"bytes={int(found[1]) + 1}-{int(found[2]) + 1}"
+        time.sleep(self.proxy.delay_s)
         answer = self._send_on(body, headers)
         data, answered = answer.data, {k: v for k, v in answer.headers.items() if k.lower() != "date"}
         if mode is Mode.WEAK_ETAGS:
