@@ -21,7 +21,7 @@ from tubelet.storage import DEFAULT_OPTIONS
 
 pytestmark = pytest.mark.slow
 
-DELAYED_OBJECTS = 320
+DELAYED_OBJECTS = 800
 
 
 @pytest.fixture
@@ -100,6 +100,7 @@ def test_four_workers_on_three_nodes_share_the_waiting(
     s3: S3Bucket, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a store that takes 50 ms for each answer one worker waits most of its time."""
+    put(f"{s3.uri}/warm", {f"{number:03d}.mp4": video_bytes() for number in range(32)})
     put(f"{s3.uri}/v", {f"{number:03d}.mp4": video_bytes() for number in range(DELAYED_OBJECTS)})
     monkeypatch.setattr(probing_on_ray, "_BLOCK_ROWS", 8)
     seconds: dict[int, float] = {}
@@ -110,12 +111,13 @@ def test_four_workers_on_three_nodes_share_the_waiting(
             for _ in range(3):
                 cluster.add_node(num_cpus=2)
             cluster.wait_for_nodes()
-            for workers, out in ((4, "warm"), (1, "one"), (4, "four")):
+            for workers, src in ((4, "warm"), (1, "v"), (4, "v")):
                 began_s = time.monotonic()
-                config = IndexConfig(
-                    src=f"{s3.uri}/v", out=f"{s3.uri}/{out}", workers=workers, split="train=1"
+                out = f"{s3.uri}/{src}-{workers}"
+                found = index_corpus(
+                    IndexConfig(src=f"{s3.uri}/{src}", out=out, workers=workers, split="train=1")
                 )
-                assert index_corpus(config).probed == DELAYED_OBJECTS
+                assert found.probed == found.ok == (32 if src == "warm" else DELAYED_OBJECTS)
                 seconds[workers] = time.monotonic() - began_s
     ratio = seconds[1] / seconds[4]
     with capsys.disabled():

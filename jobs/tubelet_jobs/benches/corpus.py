@@ -4,7 +4,7 @@ Each step runs in a process of its own, which tells its time and the most memory
 verdicts on the videos lie there as a run leaves them that was stopped before its last line, so that nothing
 has to be opened.
 
-Measured on one of two cores, all of the objects labelled, 8 of 10 to train on (CPU seconds, MB of USS with all
+Measured on one of two cores, all objects labelled, 8 of 10 to train on (CPU seconds, and MB of USS with all
 imports; torch and its neighbours are 245 MB of "train planning"):
 
     objects                 100,000       1,000,000
@@ -16,11 +16,12 @@ imports; torch and its neighbours are 245 MB of "train planning"):
     label planning           3.7 / 159     18.2 / 246
     update, 1% changed      15.1 / 188    116.9 / 251
 
-By these, 100 million objects take 3 hours of one core to list, split and write, as long to update, and half an
-hour to plan labels, in 3 to 10 GB: 30 to 100 bytes per object (digests, and what allocators keep). What is held row
-by row binds first: the examples of `train`, 600 bytes per object (60 GB; and Arrow puts no more than 2 GiB of text
-into one piece, which 25 million addresses fill), and whole reads, 670 bytes per row. Then it is the store: at 1,000
-keys per request the listing is 100,000 requests, and to open each object takes at least three.
+By these, 100 million objects take 3 hours of one core to list, split and write, as long to update, and half
+an hour to plan labels, in 3 to 10 GB: 30 to 100 bytes per object (digests, and what allocators keep). What
+is held row by row binds first: the examples of `train`, 600 bytes per object (60 GB; and Arrow puts no more
+than 2 GiB of text into one piece, which 25 million addresses fill), and whole reads, 670 bytes per row. Then
+it is the store: at 1,000 keys per request the listing is 100,000 requests, and to open each object takes at
+least three.
 
 Example: python -m tubelet_jobs.benches.corpus 100000 1000000
 """
