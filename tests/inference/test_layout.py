@@ -29,6 +29,9 @@ def test_a_cluster_that_grows_gives_room_to_more_actors_than_it_has_cpus() -> No
     later = plan_resources({"CPU": 2.0}, DECODE, MANY, most={"CPU": 64.0, "GPU": 8.0})
     assert (later.predictors, later.most_predictors, later.gpus) == (1, 8, 1.0)
     assert plan_resources({"CPU": 2.0}, DECODE, MANY, most={"CPU": 8.0, "GPU": 8.0}, gpus=0).predictors == 0
+    # Nodes that are added by hand: nobody says how many there will be.
+    by_hand = plan_resources({"CPU": 2.0, "GPU": 2.0}, DECODE, MANY, most={"CPU": 2.0, "GPU": 2.0})
+    assert by_hand.predictors == 2 < by_hand.most_predictors
     assert plan_resources({"CPU": 2.0}, DECODE, MANY, workers=3, most={"CPU": 64.0}).most_decoders == 3
 
 

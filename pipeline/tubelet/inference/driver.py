@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,24 +84,48 @@ class Driver:
         Raises:
             UserError: too many videos failed.
         """
+        nodes, answers = NodeWatch(), self._by_graph if layout.predictors else self._by_pool
+        with self._publishing(name) as progress, closing(answers(decode, models, layout, stage)) as found:
+            for number, rows in found:
+                nodes.look()
+                self._take(number, rows, progress)
+
+    def _by_pool(
+        self, decode: DecodeJob, models: Models, layout: Layout, stage: Stage
+    ) -> Generator[tuple[int, pa.Table]]:
+        """Tables of all requests, and once more of those that failed in passing."""
+        from tubelet.inference.pool import WorkerPool  # imports Ray
+
+        shards = list(self.plan.shards)
+        reader = ShardRequests(shards, self.root).reader()
+        with WorkerPool(decode, reader, models, layout, stage) as pool:
+            while shards:
+                tasks = ShardRequests(shards, self.root).cut(
+                    lambda left: layout.next_rows(self._request_s(layout), left), decode.rows_at_once
+                )
+                yield from pool.tables(tasks)
+                self._hand_over()
+                shards = [] if self._second else self._second_pass()
+
+    def _by_graph(
+        self, decode: DecodeJob, models: Models, layout: Layout, stage: Stage
+    ) -> Generator[tuple[int, pa.Table]]:
+        """The same where decoders hand their clips to predictors."""
         # Imports Ray Data, which takes seconds.
         from tubelet.inference.graph import inference_stream, iter_result_tables
 
         total, shards = self.plan.requests, list(self.plan.shards)
-        layout, nodes = layout.measuring(total), NodeWatch()
-        with self._publishing(name) as progress:
-            while shards:
-                some = _first(shards, layout.rows_at_once)
-                requests = ShardRequests(some, self.root)
-                stream = inference_stream(requests, decode, models, layout, clips=total, stage=stage)
-                for number, rows in iter_result_tables(stream):
-                    nodes.look()
-                    self._take(number, rows, progress)
-                self._hand_over()
-                shards = shards[len(some) :]
-                if not shards and not self._second:
-                    shards = self._second_pass()
-                layout = layout.measured(self._request_s(layout), sum(shard.rows for shard in shards))
+        layout = layout.measuring(total)
+        while shards:
+            some = _first(shards, layout.rows_at_once)
+            requests = ShardRequests(some, self.root)
+            stream = inference_stream(requests, decode, models, layout, clips=total, stage=stage)
+            yield from iter_result_tables(stream)
+            self._hand_over()
+            shards = shards[len(some) :]
+            if not shards and not self._second:
+                shards = self._second_pass()
+            layout = layout.measured(self._request_s(layout), sum(shard.rows for shard in shards))
 
     def run_here(self, decode: DecodeJob, models: Models, *, name: str) -> None:
         """As :meth:`run`, in this process, without Ray: for a few videos, starting it takes longer."""

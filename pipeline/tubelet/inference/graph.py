@@ -49,13 +49,15 @@ _TASK_ROWS = 64
 # ten milliseconds for each task.
 _TASK_S = 20.0
 _MOST_TASK_ROWS = 4096
+# The first of a pool show soon what a request takes; its last are short, but not so that the driver pays.
+_FIRST_ROWS, _LEAST_TASK_S, _TASKS_AT_END = 16, 2.0, 4
 # Tasks that the driver holds, unless there are more decoders than this feeds: each costs it 5 KiB.
 _MOST_TASKS = 4_000
 _TASKS_PER_DECODER = 16
 # Logical CPUs of a decode actor where the cluster grows; where it does not, they share what there is.
 _DECODER_CPUS = 0.9
 # Actors of a cluster that grows and does not say how far.
-_MOST_ACTORS = 1024
+_MOST_ACTORS, _MOST_PREDICTORS = 1024, 64
 # Other resources than the decoders', or Ray Data might fuse the two stages into one actor.
 _PREDICTOR_CPUS = 0.2
 
@@ -139,6 +141,20 @@ class Layout:
         rows = min(wanted, _MOST_TASK_ROWS, _even_rows(requests, self._soon))
         return dataclasses.replace(self, task_rows=max(1, rows), least_tasks=_MOST_TASKS)
 
+    def next_rows(self, request_s: float, requests: int) -> int:
+        """Requests of the next task of a worker pool, where ``requests`` are left; see :meth:`measured`.
+
+        Tasks become shorter towards the end, so that the workers end together. Those of little work are as
+        they were planned, whatever they take.
+        """
+        if self.task_rows < _TASK_ROWS:
+            return self.task_rows
+        if request_s <= 0:
+            return _FIRST_ROWS
+        longest, shortest = (max(1, int(seconds / request_s)) for seconds in (_TASK_S, _LEAST_TASK_S))
+        even = math.ceil(requests / (_TASKS_AT_END * self._soon))
+        return min(longest, max(shortest, even), _MOST_TASK_ROWS)
+
     @property
     def _soon(self) -> int:
         """Decoders that there may be before long."""
@@ -184,6 +200,8 @@ def plan_resources(
         decoders = max(1, min(decoders, int(resources["memory"] // memory_bytes)))
     if most is not None:
         grown = int(most["CPU"]) if most.get("CPU", 0.0) > cpus else _MOST_ACTORS
+        if on_gpus and most_predictors == on_gpus:
+            most_predictors = max(on_gpus, _MOST_PREDICTORS)
         most_decoders = max(decoders, min(workers or grown, max(1, requests)))
         rows = _task_rows(requests, min(most_decoders, 4 * decoders))
         return Layout(

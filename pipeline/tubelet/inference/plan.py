@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -295,6 +295,28 @@ def read_shard(data: bytes) -> pa.Table:
 
 
 @dataclass(frozen=True)
+class Task:
+    """Some requests of one shard.
+
+    Attributes:
+        tries: how often a worker died of it.
+    """
+
+    shard: str
+    first: int
+    count: int
+    tries: int = 0
+
+    def halves(self) -> list[Task]:
+        """The task in two, where it is more than one request; tried once more."""
+        count, tries = self.count // 2, self.tries + 1
+        if not count:
+            return [replace(self, tries=tries)]
+        rest = replace(self, first=self.first + count, count=self.count - count, tries=tries)
+        return [replace(self, count=count, tries=tries), rest]
+
+
+@dataclass(frozen=True)
 class ShardRequests:
     """The requests of a plan's shards, as the graph of inference takes them; workers read them themselves."""
 
@@ -307,6 +329,26 @@ class ShardRequests:
             for first in range(0, shard.rows, rows):
                 count = min(rows, shard.rows - first)
                 yield pa.table({"shard": [shard.name], "first": [first], "count": [count]})
+
+    def cut(self, rows: Callable[[int], int], together: int = 1) -> Iterator[Task]:
+        """Tasks that are made as they are taken.
+
+        Args:
+            rows: how many requests the next one should have, of so many that are left.
+            together: requests that go through a model at once. Where tasks are that long, each begins with
+                such a batch: the last bits of a row then do not hang on where a task happens to begin.
+        """
+        left = sum(shard.rows for shard in self.shards)
+        for shard in self.shards:
+            first = 0
+            while first < shard.rows:
+                rest, wanted = shard.rows - first, max(1, rows(left))
+                # In even parts: what little is left over at the end of a shard would be a task, too.
+                count = -(-rest // max(1, round(rest / wanted)))
+                if wanted >= together:
+                    count = min(rest, max(1, round(count / together)) * together)
+                yield Task(shard.name, first, count)
+                first, left = first + count, left - count
 
     def reader(self) -> Reader:
         """Reads the slice of a shard that a task names."""
