@@ -207,27 +207,31 @@ def _train(prepared: Prepared, resources: Resources, tracker: Tracker, lock: Out
         trainer = _trainer(job, resources, scratch)
         errors: list[BaseException] = []
         told = False
+
+        def drain(line: ProgressLine) -> None:
+            try:
+                _drain_events(_records(queue, local), progress, tracker, line)
+            except (LocalRayError, ray.exceptions.RayError) as error:
+                raise _without_ray(error, local, reasons, store.newest() or 0) from error
+
         # In a thread: the main one handles signals and feeds the tracker.
         thread = threading.Thread(target=_fit_in_thread, args=(trainer, errors), name="fit", daemon=True)
         thread.start()
         with ProgressLine("train", prepared.total_steps, "steps") as line:
             while thread.is_alive():
                 thread.join(POLL_S)
-                try:
-                    _drain_events(_records(queue, local), progress, tracker, line)
-                except (LocalRayError, ray.exceptions.RayError) as error:
-                    raise _without_ray(error, reasons, store.newest() or 0) from error
+                drain(line)
                 if lock and lock.lost and not told:
                     told = True  # they end without a checkpoint
                     queue.request_stop.remote(str(Outcome.TAKEN_OVER))
-            _drain_events(_records(queue, local), progress, tracker, line)
+            drain(line)
     _log_failures(progress, tracker)
     if lock and lock.lost:
         raise LockLostError(lock.lost)
     if errors:
         cause = root_cause(errors[0])
         ray_failed = isinstance(cause, ray.exceptions.RayError)
-        raise _without_ray(cause, reasons, store.newest() or 0) if ray_failed else cause
+        raise _without_ray(cause, local, reasons, store.newest() or 0) if ray_failed else cause
     if progress.outcome == Outcome.STOPPED:
         raise StoppedError(reasons[0] if reasons else "request", progress.step)
     return progress
@@ -286,10 +290,15 @@ def _records(queue: Any, local: LocalRay) -> list[Record]:
         return records
 
 
-def _without_ray(error: BaseException, reasons: list[str], saved: int) -> BaseException:
-    """What to say where Ray failed, or ended before the ranks could save."""
+def _without_ray(error: BaseException, local: LocalRay, reasons: list[str], saved: int) -> BaseException:
+    """What to say where Ray failed, or ended before the ranks could save.
+
+    A local Ray hears a signal to the group of processes, too; what happens to a cluster has other reasons.
+    """
     if reasons:
-        return StoppedError(reasons[0], saved, " (Ray was stopped, too: what was done since is lost)")
+        lines = str(error).strip().splitlines() or [""]
+        why = "Ray was stopped, too" if local.is_ours else f"Ray failed, too: {lines[0]}"
+        return StoppedError(reasons[0], saved, f" ({why}; what was done since is lost)")
     if isinstance(error, LocalRayError):
         return UserError(f"{error}: go on from step {saved} with --resume")
     return error

@@ -21,6 +21,11 @@ class LocalRay:
     def __init__(self) -> None:
         self._servers = [one for one in psutil.Process().children() if one.name() in _SERVERS]
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process has started a Ray, and not joined a cluster."""
+        return bool(self._servers)
+
     def check(self) -> None:
         """Look whether they run.
 
