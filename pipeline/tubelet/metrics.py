@@ -25,7 +25,7 @@ _DESCRIPTIONS = {
     "tubelet_clips": "clips cut",
     "tubelet_bytes": "bytes read of videos",
     "tubelet_errors": "videos that failed, by the code of the reason",
-    _QUEUE_LENGTH: "blocks that wait before a stage",
+    _QUEUE_LENGTH: "blocks or tasks that wait before a stage",
     DECODE_UTILISATION: "share of the time that a decode worker decodes",
     GPU_UTILISATION: "share of the time that a GPU's predictor or rank has work for it",
 }

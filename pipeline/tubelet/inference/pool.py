@@ -184,8 +184,8 @@ class WorkerPool:
         if now_s - self._looked_s > _LOOK_EVERY_S:
             self._looked_s = now_s
             self._room = self._room_on_nodes() if layout.most_decoders else layout.decoders
-            waiting = sum(actor.start is not None for actor in self._actors)
-            set_queue_length(self._name, waiting + sum(len(actor.tasks) for actor in self._actors))
+            waiting = sum(max(0, len(actor.tasks) - 1) for actor in self._actors)
+            set_queue_length(self._name, waiting + len(self._again))
         if not self._started and now_s - self._said_s > SAY_EVERY_S:
             self._said_s = now_s
             _log.warning("waiting for the first worker to start (%.0f s so far)", now_s - self._began_s)
