@@ -14,6 +14,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pyarrow as pa
 import pytest
 from support import S3Bucket
 from support.labelling import (
@@ -31,7 +32,10 @@ from support.s3_proxy import Fault, Mode, s3_proxy
 from tubelet import storage
 from tubelet.config import UserError, load_settings
 from tubelet.corpus.index import IndexConfig, index_corpus
+from tubelet.inference.bundle import ModelBundle
+from tubelet.inference.graph import Layout, TableRequests, inference_stream
 from tubelet.inference.windows import Windows
+from tubelet.inference.workers import DecodeJob
 from tubelet.labelling.config import LabelConfig
 from tubelet.labelling.job import LabelJob, Summary
 from tubelet.storage import DiskFullError
@@ -98,6 +102,22 @@ def test_every_object_is_one_row_and_again_is_no_work(corpus: Path, tmp_path: Pa
     again = label(corpus, tmp_path / "out")
     assert (again.labelled, again.already_done, again.ok, again.errors) == (0, 15, 13, 2)
     assert read_rows(str(tmp_path / "out")) == rows
+
+
+def test_predictors_apart_from_the_decoders_give_the_same_rows(
+    corpus: Path, tmp_path: Path, label: Label
+) -> None:
+    label(corpus, tmp_path / "apart", predictors=1)
+    label(corpus, tmp_path / "together")
+    assert read_rows(str(tmp_path / "apart")) == read_rows(str(tmp_path / "together"))
+
+
+def test_predictors_are_asked_for_on_gpus(model: Path) -> None:
+    spec = ModelBundle.load(model).clip
+    requests = TableRequests(pa.table({"request": pa.array([0], pa.int64())}))
+    layout = Layout(decoders=1, decoder_cpus=0.5, predictors=2, gpus=0.5, task_rows=1, memory_bytes=1 << 20)
+    stream = inference_stream(requests, DecodeJob((spec,)), list, layout, clips=1)
+    assert "BlockPredictor" in str(stream)
 
 
 def test_one_file_is_labelled_without_ray_as_on_it(tmp_path: Path, label: Label, model: Path) -> None:

@@ -244,13 +244,13 @@ def test_decode_processes_are_killed(world: World) -> None:
 
 
 def test_decode_actors_are_killed(world: World) -> None:
-    disturb(world, "s3://kills/decoder", kill_some("RequestDecoder", 3, 2), "--predictors", "1")
+    disturb(world, "s3://kills/decoder", kill_some("BlockDecoder", 3, 2), "--predictors", "1")
     check(world, "s3://kills/decoder", "3 decode actors killed")
 
 
 def test_predictors_are_killed(world: World) -> None:
     out = "s3://kills/predictor"
-    disturb(world, out, kill_some("MapWorker(MapBatches(Predictor", 3, 3), "--predictors", "1")
+    disturb(world, out, kill_some("MapWorker(MapBatches(BlockPredictor", 3, 3), "--predictors", "1")
     check(world, out, "3 predictors killed")
 
 

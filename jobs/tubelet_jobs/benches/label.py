@@ -338,7 +338,8 @@ def _obvious_s(paths: list[Path], size: Size) -> float:
     results = frames.map_batches(
         _Obvious,
         fn_constructor_args=(size,),
-        batch_size=None,
+        # Ray Data takes no whole blocks for a GPU: so many rows are a video here, too.
+        batch_size=decode_corpus.RECIPES[0].frames,
         compute=ActorPoolStrategy(size=1),
         num_cpus=0.5,
         num_gpus=1 if gpu else None,

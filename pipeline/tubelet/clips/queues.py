@@ -45,6 +45,6 @@ class _Queues:
 
     def _tell(self, executor: Any, *, over: bool) -> None:
         for operator, state in (getattr(executor, "_topology", None) or {}).items():
-            stage = _STAGE.search(operator.name)  # those that run what is ours: MapBatches(RequestDecoder)
+            stage = _STAGE.search(operator.name)  # those that run what is ours: MapBatches(BlockDecoder)
             if stage is not None:
                 set_queue_length(stage[1], 0 if over else int(state.total_enqueued_input_blocks()))

@@ -27,8 +27,8 @@ from tubelet.clips.queues import watch_queues
 from tubelet.cluster import Cluster, requested, wait_for
 from tubelet.config import UserError
 from tubelet.inference.output import OutputFiles
-from tubelet.inference.predictor import Predictor, read_cell
-from tubelet.inference.workers import DecodeJob, DecodePredict, Reader, RequestDecoder
+from tubelet.inference.predictor import read_cell
+from tubelet.inference.workers import BlockDecoder, BlockPredictor, DecodeJob, DecodePredict, Reader
 from tubelet.storage import is_remote
 
 Models = Callable[[], Sequence[Any]]
@@ -256,11 +256,11 @@ def inference_stream(
     if not layout.predictors:
         threads = max(1, int(layout.decoder_cpus))
         return tasks.map_batches(stage, fn_constructor_args=(decode, read, models, threads), **options)
-    decoded = tasks.map_batches(RequestDecoder, fn_constructor_args=(decode, read), **options)
+    decoded = tasks.map_batches(BlockDecoder, fn_constructor_args=(decode, read), **options)
     options |= {"num_cpus": _PREDICTOR_CPUS, "num_gpus": layout.gpus or None, "memory": None}
-    options |= {"compute": _pool(layout.predictors, layout.most_predictors), "batch_format": "numpy"}
+    options |= {"compute": _pool(layout.predictors, layout.most_predictors), "batch_size": 1}
     return decoded.map_batches(
-        Predictor, fn_constructor_args=(models,), fn_constructor_kwargs={"clips": clips}, **options
+        BlockPredictor, fn_constructor_args=(models,), fn_constructor_kwargs={"clips": clips}, **options
     )
 
 

@@ -28,7 +28,7 @@ _log = logging.getLogger("tubelet.serving")
 class VideoClassifier(PythonModel):  # type: ignore[misc]  # mlflow is not followed by the type checker
     """Labels videos: local paths, ``s3://`` and ``gs://`` URIs, or bytes."""
 
-    # Else MLflow asks for a type of the input, on the terminal, wherever a model is logged; it would take that
+    # Else MLflow asks on the terminal for a type of the input wherever a model is logged; it would take that
     # type for the shape of requests, which have several.
     _skip_type_hint_validation = True
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+from ray.data.block import BlockAccessor
 
 from tubelet.clips import Batch, ClipDecoder, ClipSpec
 from tubelet.clips.decoder import numbered
@@ -86,6 +87,42 @@ class RequestDecoder:
                 if not batch["failed"][i]:
                     tubelets[i] = self._job.transform(tubelets[i], str(key), spec)
         return batch
+
+
+def block_of(batch: Batch) -> pa.Table:
+    """``batch`` as one row: Ray Data gives a GPU so many rows at a time, cut and joined, and never a block.
+
+    Arrow's lists share the memory of what they hold: no clip is copied.
+    """
+    table = BlockAccessor.for_block(BlockAccessor.batch_to_block(batch)).to_arrow()
+    columns = [column.combine_chunks() for column in table.columns]
+    rows = pa.StructArray.from_arrays(columns, names=table.column_names)
+    return pa.table({"block": pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)})
+
+
+def batch_of(block: pa.Table) -> Batch:
+    """What :func:`block_of` made one row of."""
+    rows = block["block"].combine_chunks().flatten()
+    table = pa.Table.from_arrays(rows.flatten(), names=[field.name for field in rows.type])
+    batch: Batch = BlockAccessor.for_block(table).to_batch_format("numpy")
+    return batch
+
+
+class BlockDecoder(RequestDecoder):
+    """As :class:`RequestDecoder`, for predictors in other actors: see :func:`block_of`."""
+
+    def __call__(self, task: pa.Table) -> Iterator[pa.Table]:
+        """The requests of one task, decoded, a block per row."""
+        for batch in super().__call__(task):  # a generator, as Ray Data wants one
+            yield block_of(batch)
+
+
+class BlockPredictor(Predictor):
+    """As :class:`Predictor`, on blocks that :class:`BlockDecoder` made."""
+
+    def __call__(self, block: pa.Table) -> Batch:
+        """A cell for each model that has rows in the block."""
+        return super().__call__(batch_of(block))
 
 
 class DecodePredict:
