@@ -2,63 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import torch
 import tubelet
-from ray.cluster_utils import Cluster
-from support import wait_until
-from support.cluster import ray_head
+from support.cluster import CoresInUse, Job, ray_head
 from support.labelling import assert_one_row_each, read_rows, tiny_bundle, write_video
-from support.training import RECIPE
+from support.training import RECIPE, weights_of
 from support.training import write_corpus as write_squares
 from support.training_process import is_complete
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 OBJECTS, DISTINCT = 1500, 30
-STEPS = 60
-
-
-class Job:
-    """A command that works on a cluster, with what it writes."""
-
-    def __init__(self, cluster: Cluster, folder: Path, *words: Any) -> None:
-        command = [str(Path(sys.executable).with_name("tubelet")), *map(str, words)]
-        command += ["--ray-address", cluster.address, "--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
-        self._log = folder / "log"
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-
-    @property
-    def said(self) -> str:
-        return self._log.read_text()
-
-    def wait_for(self, text: str) -> None:
-        wait_until(lambda: text in self.said or self._process.poll() is not None, 300)
-        assert text in self.said, self.said[-3000:]
-
-    def wait_until(self, condition: Any) -> None:
-        wait_until(lambda: condition() or self._process.poll() is not None, 400)
-        assert self._process.poll() is None, self.said[-3000:]
-
-    def result(self) -> dict[str, Any]:
-        stdout, _ = self._process.communicate(timeout=600)
-        assert self._process.returncode == 0, self.said[-3000:]
-        found: dict[str, Any] = json.loads(stdout.splitlines()[-1])
-        return found
-
-
-def _used_cpus() -> float:
-    return float(ray.cluster_resources().get("CPU", 0) - ray.available_resources().get("CPU", 0))
+STEPS = 90
 
 
 def _published(out: Path) -> int:
@@ -72,20 +35,20 @@ def test_label_uses_the_nodes_that_come_and_loses_nothing_with_those_that_go(tmp
     for number in range(DISTINCT, OBJECTS):
         os.link(videos / f"v{number % DISTINCT:05d}.mp4", videos / f"v{number:05d}.mp4")
     model = tiny_bundle(tmp_path / "model")
-    with ray_head(0) as cluster:
-        job = Job(cluster, tmp_path, "label", videos, "--model", model, "--out", out)
+    with ray_head(0) as cluster, CoresInUse() as cores:
+        job = Job(cluster.address, tmp_path, "label", videos, "--model", model, "--out", out)
         job.wait_for("waiting for nodes: the cluster has 0 of 1 CPUs")
         first = cluster.add_node(num_cpus=1)
         job.wait_until(lambda: _published(out))
-        began_s = time.monotonic()
         cluster.add_node(num_cpus=1)
-        job.wait_until(lambda: _used_cpus() > 1.5)  # a decoder on each
-        print(f"both nodes at work {time.monotonic() - began_s:.0f} s after the second joined")
+        job.wait_until(lambda: cores.seen[-1][1] > 1.5)  # a worker on each
         before = _published(out)
         job.wait_until(lambda: _published(out) > before)
         cluster.remove_node(first, allow_graceful=False)
         found = job.result()
+        assert "a node joined" in job.said
         assert "a node was lost" in job.said
+    print(cores.lines())
     assert (found["ok"], found["errors"]) == (OBJECTS, 0)
     rows = read_rows(str(out))
     assert_one_row_each(rows, OBJECTS)
@@ -97,17 +60,28 @@ def test_label_uses_the_nodes_that_come_and_loses_nothing_with_those_that_go(tmp
         assert row["score"] == pytest.approx(one["score"], abs=1e-5)
 
 
-def test_train_begins_with_what_is_there_and_goes_on_without_a_node(tmp_path: Path) -> None:
-    manifest = write_squares(tmp_path / "corpus", {"train": 16, "val": 4})
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
+    """The words of a `train` of few small videos."""
+    manifest = write_squares(tmp_path_factory.mktemp("corpus"), {"train": 16, "val": 4})
+
+    def words(out: Path, *settings: str) -> list[Any]:
+        command = ["train", "--recipe", "tiny", "--manifest", manifest, "--out", out]
+        return [*command, *RECIPE, f"max_steps={STEPS}", "checkpoint_every=20", *settings]
+
+    return words
+
+
+def test_train_begins_with_what_is_there_and_goes_on_without_a_node(
+    tmp_path: Path, train: Callable[..., list[Any]]
+) -> None:
     out = tmp_path / "run"
-    settings = [*RECIPE, f"max_steps={STEPS}", "checkpoint_every=5", "workers=1..2"]
-    words = ["train", "--recipe", "tiny", "--manifest", manifest, "--out", out, *settings]
     with ray_head(0) as cluster:
-        job = Job(cluster, tmp_path, *words)
+        job = Job(cluster.address, tmp_path, *train(out, "workers=1..2"))
         job.wait_for("waiting for nodes: the cluster has 0 of ")
         cluster.add_node(num_cpus=2)
         second = cluster.add_node(num_cpus=2)
-        job.wait_until(lambda: is_complete(str(out), 10))
+        job.wait_until(lambda: is_complete(str(out), 20))
         cluster.remove_node(second, allow_graceful=False)
         found = job.result()
         # Where the cores are shared, the node that is left has room for both.
@@ -116,3 +90,26 @@ def test_train_begins_with_what_is_there_and_goes_on_without_a_node(tmp_path: Pa
     assert found["restarts"] >= 1
     assert is_complete(str(out), STEPS)
     assert (out / "model.safetensors").is_file()
+
+
+def test_train_goes_on_where_a_head_was_lost_with_equal_weights(
+    tmp_path: Path, train: Callable[..., list[Any]]
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    with ray_head(0) as cluster:
+        cluster.add_node(num_cpus=2)
+        Job(cluster.address, tmp_path, *train(whole)).result()
+    with ray_head(0) as cluster:
+        cluster.add_node(num_cpus=2)
+        job = Job(cluster.address, tmp_path, *train(out, "--resume"))
+        job.wait_until(lambda: is_complete(str(out), 40))
+        ray.shutdown()
+        cluster.remove_node(cluster.head_node, allow_graceful=False)
+        assert job.status() != 0
+        assert not is_complete(str(out), STEPS)
+    with ray_head(0) as cluster:
+        cluster.add_node(num_cpus=2)
+        Job(cluster.address, tmp_path, *train(out, "--resume")).result()
+    one, other = weights_of(str(whole), STEPS), weights_of(str(out), STEPS)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,18 +22,24 @@ import ray
 import yaml
 from ray.cluster_utils import Cluster
 
+from support import wait_until
+
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
 
 
 @contextmanager
-def ray_head(cpus: int, **system_config: Any) -> Iterator[Cluster]:
+def ray_head(cpus: int, *, head: Mapping[str, Any] | None = None, **system_config: Any) -> Iterator[Cluster]:
     """A Ray cluster of its own with only a head so far; this process is connected to it.
 
     Sockets want a short path, so it does not live below a test's own folder.
+
+    Args:
+        head: more parameters of the head.
     """
     ray.shutdown()
     with TemporaryDirectory(prefix="tr", ignore_cleanup_errors=True) as folder:
-        args = {"num_cpus": cpus, "temp_dir": folder, "object_store_memory": 300 << 20}
+        args: dict[str, Any] = {"num_cpus": cpus, "temp_dir": folder, "object_store_memory": 300 << 20}
+        args |= head or {}
         args["_system_config"] = system_config
         made = Cluster(initialize_head=True, connect=True, head_node_args=args)
         try:
@@ -38,6 +47,84 @@ def ray_head(cpus: int, **system_config: Any) -> Iterator[Cluster]:
         finally:
             ray.shutdown()
             made.shutdown()
+
+
+class Job:
+    """A command that works on a cluster, with what it writes; it ends with this process."""
+
+    def __init__(self, address: str, folder: Path, *words: Any) -> None:
+        command = [str(Path(sys.executable).with_name("tubelet")), *map(str, words)]
+        command += ["--ray-address", address, "--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
+        self._log = folder / f"log{time.monotonic_ns()}"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        atexit.register(self._process.kill)
+
+    @property
+    def said(self) -> str:
+        """All that it told a person."""
+        return self._log.read_text()
+
+    def wait_for(self, text: str) -> None:
+        """Until it says so."""
+        wait_until(lambda: text in self.said or self._process.poll() is not None, 300)
+        assert text in self.said, self.said[-3000:]
+
+    def wait_until(self, condition: Any) -> None:
+        """Until ``condition()`` holds."""
+        wait_until(lambda: condition() or self._process.poll() is not None, 400)
+        assert self._process.poll() is None, self.said[-3000:]
+
+    def kill(self) -> None:
+        """End it now."""
+        self._process.kill()
+        self._process.wait()
+
+    def status(self) -> int:
+        """What it ends with."""
+        return self._process.wait(timeout=400)
+
+    def result(self) -> dict[str, Any]:
+        """The summary at its end."""
+        stdout, _ = self._process.communicate(timeout=600)
+        assert self._process.returncode == 0, self.said[-3000:]
+        found: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+        return found
+
+
+class CoresInUse:
+    """The share of the nodes' CPUs that is in use, watched while it is open.
+
+    Attributes:
+        seen: seconds since the start, CPUs in use and CPUs that there are.
+    """
+
+    def __init__(self, every_s: float = 2.0) -> None:
+        self.seen: list[tuple[float, float, float]] = []
+        self._every_s, self._ended = every_s, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> CoresInUse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        began_s = time.monotonic()
+        while not self._ended.wait(self._every_s):
+            there = float(ray.cluster_resources().get("CPU", 0.0))
+            used = there - float(ray.available_resources().get("CPU", 0.0))
+            self.seen.append((time.monotonic() - began_s, used, there))
+
+    def lines(self) -> str:
+        """What was seen, where it changed."""
+        kept = [
+            one for place, one in enumerate(self.seen) if not place or one[1:] != self.seen[place - 1][1:]
+        ]
+        return "\n".join(f"{s:5.0f} s: {used:4.1f} of {there:2.0f} CPUs in use" for s, used, there in kept)
 
 
 def kubectl() -> str:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -95,8 +96,7 @@ class WorkerPool:
         self._again: deque[Task] = deque()
         self._looked_s, self._room = float("-inf"), 0
         self._failed_starts = 0
-        self._began_s = self._said_s = time.monotonic()
-        self._started = False
+        self._alone_s = self._said_s = time.monotonic()  # without an actor that has started
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +105,8 @@ class WorkerPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for actor in self._actors:
-            ray.kill(actor.handle)
+            with suppress(Exception):  # a cluster that is gone must not hide what happened
+                ray.kill(actor.handle)
         self._actors = []
         set_queue_length(self._name, 0)
 
@@ -155,7 +156,7 @@ class WorkerPool:
                 self._lose(actor, ref, error)
                 continue
             if ref == actor.start:
-                actor.start, self._failed_starts, self._started = None, 0, True
+                actor.start, self._failed_starts = None, 0
                 continue
             del actor.tasks[ref]
             for number, cell in found:
@@ -186,9 +187,11 @@ class WorkerPool:
             self._room = self._room_on_nodes() if layout.most_decoders else layout.decoders
             waiting = sum(max(0, len(actor.tasks) - 1) for actor in self._actors)
             set_queue_length(self._name, waiting + len(self._again))
-        if not self._started and now_s - self._said_s > SAY_EVERY_S:
+        if any(actor.start is None for actor in self._actors):
+            self._alone_s = self._said_s = now_s
+        elif now_s - self._said_s > SAY_EVERY_S:
             self._said_s = now_s
-            _log.warning("waiting for the first worker to start (%.0f s so far)", now_s - self._began_s)
+            _log.warning("waiting for a worker to start (%.0f s so far)", now_s - self._alone_s)
         wanted = max(1, min(self._room, max(layout.most_decoders, layout.decoders)))
         while len(self._actors) < wanted:
             handle = self._class.remote(*self._arguments)
