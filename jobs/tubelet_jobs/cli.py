@@ -48,7 +48,7 @@ def _outcome(argv: Sequence[str], signals: Signals, *, debug: bool) -> tuple[int
     except StoppedError as stopped:
         return 128 + stopped.number, str(stopped)
     except BaseException as error:
-        line = _line_of(error, debug=debug)
+        status, line = _status_of(error), _line_of(error, debug=debug)
     finally:
         signals.close()
     number = signals.number or (signal.SIGTERM if status == signal.SIGTERM else None)
@@ -63,6 +63,12 @@ def _run_job(argv: list[str], *, debug: bool) -> None:
 
     with log_to_stderr(debug=debug):
         app(argv, prog_name="tubelet")
+
+
+def _status_of(error: BaseException) -> int:
+    from tubelet.config import UsageError
+
+    return 2 if isinstance(error, UsageError) else 1
 
 
 def _line_of(error: BaseException, *, debug: bool) -> str:

@@ -19,6 +19,8 @@ from tubelet.redaction import redacted
 
 S = TypeVar("S", bound="Settings")
 
+_FEW_KEYS = 12
+
 
 class UserError(ValueError):
     """Something the user can mend. The message is one or two lines: what is wrong, and what to do.
@@ -28,6 +30,10 @@ class UserError(ValueError):
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(redacted(item) if isinstance(item, str) else item for item in args))
+
+
+class UsageError(UserError):
+    """What stands on the command line is wrong: it ends with status 2, and the same line fails everywhere."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +80,22 @@ def load_settings(cls: type[S], source: Mapping[str, Any], overrides: Iterable[s
     """Build ``cls`` from ``source`` and ``key=value`` ``overrides`` (dots reach into nested settings).
 
     Raises:
-        UserError: an unknown key (names the nearest valid ones), an override without ``=``, a bad value.
+        UserError: an unknown key (names the nearest valid ones) or a bad value.
+        UsageError: such a key or value in an override, or an override without ``=``.
     """
-    data = _copy(source)
+    data, given = _copy(source), []
     for item in overrides:
         key, sep, text = item.partition("=")
         if not sep or not key:
-            raise UserError(f"{item!r} is not a setting: write key=value, for example batch=8")
+            raise UsageError(f"{item!r} is not a setting: write key=value, for example batch=8")
+        given.append(key)
         _assign(data, key.split("."), yaml.safe_load(text) if text else None)
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        raise UserError(_explain(cls, error)) from error
+        wrong = [".".join(str(part) for part in issue["loc"]) for issue in error.errors()]
+        overridden = any(key == one or key.startswith(f"{one}.") for key in wrong for one in given)
+        raise (UsageError if overridden else UserError)(_explain(cls, error)) from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -151,8 +161,10 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
             valid = valid_keys(cls)
             usual = _usual_name(cls, key)
             near = [usual] if usual else difflib.get_close_matches(key, valid, n=3, cutoff=0.5)
-            near = near or sorted(valid)
-            parts.append(f"unknown setting {key!r}; did you mean {', '.join(near)}?")
+            # Of a hundred settings that all are far from it, nobody reads the names.
+            near = near or (sorted(valid) if len(valid) <= _FEW_KEYS else [])
+            hint = f"did you mean {', '.join(near)}?" if near else "see `tubelet recipes --keys`"
+            parts.append(f"unknown setting {key!r}; {hint}")
         else:
             given = issue.get("input")
             shown = "" if isinstance(given, dict) or issue["type"] == "missing" else f" (given {given!r})"

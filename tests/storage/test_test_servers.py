@@ -5,7 +5,7 @@ from __future__ import annotations
 import boto3
 import pytest
 from support import S3Bucket
-from tubelet.config import Settings, UserError, load_settings
+from tubelet.config import Settings, UsageError, UserError, load_settings
 
 
 class _Inner(Settings):
@@ -25,6 +25,15 @@ def test_overrides_reach_nested_settings() -> None:
 def test_unknown_key_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"unknown setting 'batchs'; did you mean batch"):
         load_settings(_Outer, {}, ["batchs=3"])
+
+
+def test_what_is_wrong_on_the_command_line_is_told_from_what_is_wrong_in_a_file() -> None:
+    for override in ("batchs=3", "batch=many", "inner.rat=1", "batch"):
+        with pytest.raises(UsageError):
+            load_settings(_Outer, {}, [override])
+    with pytest.raises(UserError) as caught:
+        load_settings(_Outer, {"batch": "many"}, ["inner.rate=0.5"])
+    assert not isinstance(caught.value, UsageError)
 
 
 def test_bad_value_names_key_and_value() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel
-from tubelet.config import Option, Settings, UserError, nested_settings
+from tubelet.config import Option, Settings, UsageError, UserError, nested_settings
 
 if TYPE_CHECKING:
     from tubelet.training.recipe import Recipe
@@ -33,14 +33,15 @@ def recipe_file(name_or_file: str | Path) -> Path:
         return RECIPES / f"{text}.yaml"
     if text.endswith((".yaml", ".yml")) or Path(text).is_file():
         return Path(text)
-    raise UserError(f"no recipe {text!r}: give a YAML file, or one of {', '.join(recipe_names())}")
+    raise UsageError(f"no recipe {text!r}: give a YAML file, or one of {', '.join(recipe_names())}")
 
 
 def load_recipe(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe by the name of one that ships with tubelet, or from a YAML file.
 
     Raises:
-        UserError: no such recipe (lists the known), an unknown key (names the nearest), a bad value.
+        UsageError: no such recipe (lists the known), a wrong override.
+        UserError: in the file an unknown key (names the nearest), a bad value.
     """
     from tubelet.training.recipe import read_recipe
 
