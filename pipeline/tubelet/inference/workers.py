@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-from ray.data.block import BlockAccessor
 
 from tubelet.clips import Batch, ClipDecoder, ClipSpec
 from tubelet.clips.decoder import numbered
@@ -94,6 +93,8 @@ def block_of(batch: Batch) -> pa.Table:
 
     Arrow's lists share the memory of what they hold: no clip is copied.
     """
+    from ray.data.block import BlockAccessor  # takes seconds, and one file is labelled without Ray
+
     table = BlockAccessor.for_block(BlockAccessor.batch_to_block(batch)).to_arrow()
     columns = [column.combine_chunks() for column in table.columns]
     rows = pa.StructArray.from_arrays(columns, names=table.column_names)
@@ -102,6 +103,8 @@ def block_of(batch: Batch) -> pa.Table:
 
 def batch_of(block: pa.Table) -> Batch:
     """What :func:`block_of` made one row of."""
+    from ray.data.block import BlockAccessor
+
     rows = block["block"].combine_chunks().flatten()
     table = pa.Table.from_arrays(rows.flatten(), names=[field.name for field in rows.type])
     batch: Batch = BlockAccessor.for_block(table).to_batch_format("numpy")
