@@ -200,6 +200,36 @@ def test_model_from_scratch_is_compared_and_trained_by_steps(
     assert again["run_id"] == summary["run_id"]
 
 
+def test_everything_fine_tuned_is_compared_and_trained_by_steps(
+    done: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ("probe_epochs=0", "finetune=true", "finetune_steps=2", "selection.repeats=1", "workers=1")
+    init = done.request.init
+    asked = request(tmp_path, done.request.manifest, *overrides, init=init)
+    tables = []
+
+    def only_finetuned(found: list[Candidate], task: Task, folds: Folds, *, seed: int) -> Choice:
+        tables.append(choose(found, task, folds, seed=seed).rows(task))
+        return choose([c for c in found if c.family == "finetune"], task, folds, seed=seed)
+
+    monkeypatch.setattr(job, "choose", only_finetuned)
+    summary, said = run(asked)
+    row = next(row for row in tables[0] if row["family"] == "finetune")
+    assert row["folds"] == 3
+    assert row["candidate"] == "fine-tuned, average, 2 steps"
+    assert len(tables[0]) > 1, "it is one candidate of several"
+    assert any("fine-tuned" in line and line.startswith("*") for line in said)
+    assert summary["steps"] == 2
+    # Weights of the image model, moved a little; nothing of it was kept as it was, nothing drawn anew.
+    before = ModelBundle.load(str(init)).model.state_dict()
+    after = ModelBundle.load(asked.out).model.state_dict()
+    blocks = [name for name in before if name.startswith("encoder") and before[name].ndim > 1]
+    assert blocks
+    for name in blocks:
+        moved = (after[name] - before[name]).norm() / before[name].norm()
+        assert 0 < moved < 0.05, name
+
+
 def test_what_a_frozen_encoder_cannot_be(tmp_path: Path) -> None:
     manifest = write_corpus(tmp_path, {"train": 4})
     config = ViViTConfig.preset("tiny-8x2-model2", classes=2)

@@ -24,6 +24,7 @@ from tubelet.training.few.trained import (
     PixelTask,
     decode,
     fitted_recipe,
+    folds_at_once,
     seconds_per_step,
     trained_out_of_fold,
 )
@@ -100,9 +101,11 @@ class PixelCandidates:
         started_s = time.monotonic()
         pixels = self._pixels(family, recipe)
         clips = decode(pixels)
-        if budget_s is not None:
-            at_once = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(self._folds)))
-            rounds = -(-len(self._folds) // at_once)
+        rounds = -(-len(self._folds) // folds_at_once(len(self._folds)))
+        if budget_s is None:
+            whole_s = seconds_per_step(pixels, clips, steps=1) * (recipe.max_steps or 1) * rounds
+            _log.info(f"fine-tuning everything in {len(self._folds)} folds: about {whole_s / 60:.0f} minutes")
+        else:
             steps = int(budget_s / (seconds_per_step(pixels, clips) * rounds))
             if steps < LEAST_STEPS:
                 _log.warning(

@@ -87,12 +87,18 @@ def trained_out_of_fold(pixels: PixelTask, clips: Clips, folds: Folds) -> Floats
 
 
 def seconds_per_step(pixels: PixelTask, clips: Clips, steps: int = 4) -> float:
-    """What one step takes on this cluster where all its CPUs have such work."""
+    """What one step takes on this cluster where all its CPUs, or GPUs, have such work."""
     remote = ray.remote(num_cpus=1, num_gpus=_gpus())(_timed)
     rows = np.arange(len(pixels.task), dtype=np.int64)
-    count = max(1, min(int(ray.cluster_resources().get("CPU", 1)), 5))
+    count = folds_at_once(5)
     given, shared = ray.put(pixels), ray.put(clips)
     return float(max(ray.get([remote.remote(given, shared, rows, steps) for _ in range(count)])))
+
+
+def folds_at_once(folds: int) -> int:
+    """How many of them the cluster trains together: one on each GPU, where there are none on each CPU."""
+    found = ray.cluster_resources()
+    return max(1, min(int(found.get("GPU" if _gpus() else "CPU", 1)), folds))
 
 
 def _gpus() -> int:
