@@ -7,20 +7,22 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 _LEVEL = "RAY_BACKEND_LOG_LEVEL"
 _TOKENS = "ray._private.authentication.authentication_token_setup"
+_WORKERS = "worker processes have been started on node"
 
 
 @contextmanager
 def quiet_ray() -> Iterator[None]:
     """While it is open, a process that connects to Ray does so without a word, and stays quiet after.
 
-    Two things are left out: that tokens guard a local cluster; and what Ray's C++ core in this process prints
-    to the terminal, such as that actors of Ray Data may not come back once their arguments are lost. Ray's
-    other processes keep their logs as they are. ``TUBELET_DEBUG``, or a level that was set, leaves all as it
-    is.
+    Three things are left out: that tokens guard a local cluster; what Ray's C++ core in this process prints
+    to the terminal, such as that actors of Ray Data may not come back once their arguments are lost; and that
+    a node has started more workers than CPUs, as it does where ranks and Ray Data share them. Ray's other
+    processes keep their logs as they are. ``TUBELET_DEBUG``, or a level that was set, leaves all as it is.
     """
     if os.environ.get("TUBELET_DEBUG") or _LEVEL in os.environ:
         yield
@@ -28,6 +30,8 @@ def quiet_ray() -> Iterator[None]:
     from ray._private import worker
 
     logging.getLogger(_TOKENS).setLevel(logging.ERROR)
+    if not hasattr(worker.print_to_stdstream, "__wrapped__"):
+        worker.print_to_stdstream = _without_worker_counts(worker.print_to_stdstream)
     # The level is read from the environment when the core starts; around all of init, the raylet and the
     # workers would inherit it.
     connect = worker.connect
@@ -36,6 +40,17 @@ def quiet_ray() -> Iterator[None]:
         yield
     finally:
         worker.connect = connect
+
+
+def _without_worker_counts(show: Callable[..., Any]) -> Callable[..., Any]:
+    """What prints a node's messages, less how many workers it has started; to stderr."""
+
+    @wraps(show)
+    def filtered(data: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        lines = [line for line in data.get("lines", []) if _WORKERS not in line]
+        return show(data | {"lines": lines, "is_err": True}, *args, **kwargs) if lines else None
+
+    return filtered
 
 
 def _quietly(connect: Callable[..., Any]) -> Callable[..., Any]:

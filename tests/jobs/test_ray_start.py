@@ -10,9 +10,11 @@ from typing import Any
 
 import psutil
 import pytest
+from ray._private import worker
 from support import wait_until
 from tubelet.config import UserError
 from tubelet_jobs import common
+from tubelet_jobs.ray_noise import quiet_ray
 
 LATE = "The current node timed out during startup."
 
@@ -41,6 +43,21 @@ def _start(monkeypatch: pytest.MonkeyPatch, machine: BusyMachine) -> None:
     finally:
         for process in machine.started:
             assert process.wait(10) == -signal.SIGKILL
+
+
+def test_what_nodes_say_is_no_part_of_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_BACKEND_LOG_LEVEL", raising=False)
+    with quiet_ray():
+        pass
+    for line in ("WARNING: 8 PYTHON worker processes have been started on node: d1", "a worker was killed"):
+        told = {"lines": [line], "pid": "raylet", "is_err": False}
+        worker.print_to_stdstream(told, ignore_prefix=False)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "a worker was killed" in said.err
+    assert "worker processes" not in said.err
 
 
 def test_a_start_that_is_late_is_tried_once_more(
