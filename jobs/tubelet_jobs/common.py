@@ -20,6 +20,7 @@ from tubelet.storage.private_folder import make_private
 
 from tubelet_jobs import given_environment
 from tubelet_jobs.environment import forwarded, make_paths_absolute
+from tubelet_jobs.lean_node import lean_node
 from tubelet_jobs.ray_noise import quiet_ray
 from tubelet_jobs.stopping import children, handlers_kept, kill_children
 
@@ -70,7 +71,8 @@ def connect_ray(
             "log_to_driver": False,
             "logging_level": "warning",
             "include_dashboard": False if local else None,
-            "runtime_env": _runtime_env(Path(folder), local=local),
+            # A local Ray's processes are children of this one: they inherit its variables, and its folder.
+            "runtime_env": None if local else _runtime_env(Path(folder)),
         }
         with handlers_kept(), quiet_ray():
             if local:
@@ -99,10 +101,12 @@ def _start_local(given: Mapping[str, Any]) -> None:
     """Ray gives its node half a minute to come up, which a busy machine may miss: try once more."""
     import ray
 
-    before, given = children(), {**given, "_temp_dir": str(_ray_folder())}
+    before = children()
+    given = {**given, "_temp_dir": str(_ray_folder())}
     for last in (False, True):
         try:
-            ray.init(**given)
+            with lean_node(_empty_folder()):
+                ray.init(**given)
         except (ValueError, TypeError):  # of what was asked for: no second try mends it
             raise
         except Exception as error:
@@ -134,14 +138,19 @@ def _ray_folder() -> Path:
     return around / "ray"
 
 
-def _runtime_env(folder: Path, *, local: bool) -> dict[str, Any]:
-    """What workers get, less what the submitted job that this process is of gives them already."""
+def _empty_folder() -> Path:
+    """Where workers of a local Ray work."""
+    empty = _ray_folder().parent / "empty"
+    empty.mkdir(exist_ok=True)
+    return empty
+
+
+def _runtime_env(folder: Path) -> dict[str, Any]:
+    """What workers of a cluster get, less what the submitted job of this process gives them already."""
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
     empty = folder / "empty"
     empty.mkdir()
     wanted: dict[str, Any] = {} if "working_dir" in given else {"working_dir": str(empty)}
-    if local:  # Ray's processes are children of this one: they inherit its variables
-        return wanted
     wanted["worker_process_setup_hook"] = given_environment.HOOK
     if not given_environment.is_given():
         package = given_environment.write(forwarded(os.environ, same_machine=True), folder)
