@@ -55,8 +55,8 @@ def command(options: LabelOptions) -> None:
     Broken videos become rows with status=error and a reason. Stop it whenever you like: the same command goes
     on where it was, labels what is new or changed since, and does nothing when all is done.
 
-    One local FILE is labelled in this process, in seconds: without Ray, and without a run in MLflow unless a
-    server is named.
+    One local FILE, or a folder of at most four, is labelled in this process, in seconds and without Ray; FILE
+    also without a run in MLflow unless a server is named.
 
     Example: tubelet label s3://bucket/ --model models:/m@best --out s3://labels/
     """

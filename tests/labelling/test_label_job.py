@@ -138,6 +138,30 @@ def test_one_file_is_labelled_without_ray_as_on_it(tmp_path: Path, label: Label,
     assert LabelJob(config).run(refuse).already_done == len(rows)
 
 
+def test_a_folder_of_few_files_is_labelled_without_ray_as_on_it(
+    tmp_path: Path, label: Label, model: Path, tracking: str
+) -> None:
+    def started() -> None:
+        raise RuntimeError("Ray was started")
+
+    def job(**changes: Any) -> LabelJob:
+        given = {"source": str(folder), "models": (str(model),), "tracking_uri": tracking}
+        return LabelJob(load_settings(LabelConfig, given | {"out": str(tmp_path / "here")} | changes))
+
+    folder = write_corpus(tmp_path / "few", 4, broken=[1])
+    here = job().run(started)
+    there = label(folder, tmp_path / "there")
+    assert read_rows(str(tmp_path / "here")) == read_rows(str(tmp_path / "there"))
+    assert (here.ok, here.errors) == (there.ok, there.errors) == (3, 1)
+    assert here.run_id, "a folder's run is in MLflow, as on Ray"
+    for number, changes in enumerate(({"views": (5, 1)}, {"workers": 1})):
+        with pytest.raises(RuntimeError, match="Ray was started"):
+            job(out=str(tmp_path / f"more{number}"), **changes).run(started)
+    write_video(folder / "fifth.mp4", 9)
+    with pytest.raises(RuntimeError, match="Ray was started"):
+        job(out=str(tmp_path / "five")).run(started)
+
+
 def test_one_file_that_is_no_video_is_a_row_with_a_reason(tmp_path: Path, model: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"not a video" * 100)
     given = {"source": str(tmp_path / "broken.mp4"), "models": (str(model),), "out": str(tmp_path / "out")}

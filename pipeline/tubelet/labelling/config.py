@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,9 @@ from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
 
 if TYPE_CHECKING:
     from tubelet.inference.bundle import ModelBundle  # imports torch, for which --help need not wait
+
+# Videos in a folder that one process labels while Ray would start: each may take seconds of a large model.
+MOST_FILES = 4
 
 
 class LabelConfig(Settings):
@@ -79,23 +83,35 @@ class LabelConfig(Settings):
         return self
 
     def is_one_file(self) -> bool:
-        """Whether the source is one video on this machine, which may take less time than Ray takes to start.
-
-        Whoever sets how many workers there are, or which GPUs they take, wants them.
-        """
-        if self.workers is not None or self.predictors is not None or self.gpus is not None:
-            return False
+        """Whether the source is one video on this machine."""
         source = storage.normalise_uri(self.source)
         return not storage.is_remote(source) and Path(source).is_file() and not is_manifest(source)
 
+    def is_small(self) -> bool:
+        """Whether this process may have labelled the source in less time than Ray takes to start.
+
+        So it may with one video of this machine, or a folder of at most :data:`MOST_FILES`. Whoever sets how
+        many workers there are, or which GPUs they take, wants them.
+        """
+        if self.workers is not None or self.predictors is not None or self.gpus is not None:
+            return False
+        if self.is_one_file():
+            return True
+        source = storage.normalise_uri(self.source)
+        if storage.is_remote(source) or not Path(source).is_dir() or is_manifest(source):
+            return False
+        # Of all that lies there, not of what --include selects: a look at few files of many is quick.
+        found = islice(storage.list_objects(source, self.storage), MOST_FILES + 1)
+        return len(list(found)) <= MOST_FILES
+
     def is_certain_of_ray(self) -> bool:
         """Whether there is work for Ray, for all that can be told at once: nothing is missing or done."""
-        if len(self.models) > 1 or self.is_one_file():
+        if len(self.models) > 1:
             return False
         here = (name for name in (self.source, self.models[0]) if ":" not in name)
         if not all(Path(name).exists() for name in here):
             return False
-        return not storage.exists(storage.join(self.out, DESCRIPTION), self.storage)
+        return not storage.exists(storage.join(self.out, DESCRIPTION), self.storage) and not self.is_small()
 
     def sampling(self, bundle: ModelBundle) -> str:
         """One word for the rows: what of a video the model saw."""

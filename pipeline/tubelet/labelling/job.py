@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,9 @@ _log = logging.getLogger(__name__)
 INTERVALS = "_intervals/intervals.parquet"
 PAGE = "_review/page.html"
 
-# Requests (windows) of one file that are answered without Ray. With more, its other workers are worth their
-# start; and up to so many a task on Ray holds one request too, so the rows are the same to the bit.
+# Views of few local files (of their windows, or of whole videos) that are looked at without Ray. With more,
+# its other workers are worth their start; and up to so many requests a task on Ray holds one request too, so
+# the rows are the same to the bit.
 MOST_HERE = 16
 
 
@@ -41,14 +43,14 @@ class LabelJob:
     """One run of ``tubelet label``.
 
     Args:
-        on_cluster: all work is a cluster's; else that of one local file may be done in this process.
+        on_cluster: all work is a cluster's; else that of few local files may be done in this process.
     """
 
     def __init__(self, config: LabelConfig, *, on_cluster: bool = False) -> None:
         self.config = config
         self.options = config.storage
         self.out = storage.normalise_uri(config.out)
-        self.one_file = not on_cluster and config.is_one_file()
+        self.small = not on_cluster and config.is_small()
 
     def run(self, start_ray: Callable[[], None], make_page: MakePage | None = None) -> Summary:
         """Label what is left.
@@ -64,13 +66,14 @@ class LabelJob:
         if self.config.export is not None:
             check_target(self.config.export)
         # First of all: a job that is refused leaves nothing, not the manifest of a bucket either.
-        if not self.one_file or self.config.tracking_uri:
+        if not (self.small and self.config.is_one_file()) or self.config.tracking_uri:
             Tracker.check(self.config.tracking_uri, self.config.experiment)
         with OutputLock(self.out, job="tubelet label", options=self.options) as lock:
             prepared = prepare(self.config, lock.check)
             if prepared.plan.work:
                 run = Run(self.config, prepared, make_page)
-                if self.one_file and prepared.plan.requests <= MOST_HERE:
+                views = prepared.plan.requests * math.prod(self.config.views)
+                if self.small and views <= MOST_HERE:
                     summary = run.go_here()
                 else:
                     start_ray()

@@ -116,7 +116,7 @@ class Report:
     @classmethod
     def start(cls, config: LabelConfig, prepared: Prepared, layout: Layout | None) -> Report:
         """Begin the MLflow run; one video without a server that was named is not worth one."""
-        if layout is None and config.tracking_uri is None:
+        if layout is None and config.tracking_uri is None and config.is_one_file():
             return cls(NoTracker(), prepared, layout)
         links = [find_link(bundle, config.tracking_uri) for bundle in prepared.models.bundles]
         params: dict[str, object] = {
