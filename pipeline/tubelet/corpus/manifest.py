@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from tubelet import storage
 from tubelet.config import UserError
@@ -257,7 +256,9 @@ def _open(uri: str, options: StorageOptions) -> ParquetSource:
         if not any(name.endswith(".parquet") for name in storage.list_names(root, options)):
             raise UserError(f"there is no manifest at {root}: make one with `tubelet index SRC --out {root}`")
         filesystem, path = storage.filesystem(root, options)
-        dataset = ds.dataset(path, filesystem=filesystem, format="parquet")
+        from pyarrow.dataset import dataset as open_dataset  # imports pandas: every worker would pay for it
+
+        dataset = open_dataset(path, filesystem=filesystem, format="parquet")
         return checked(ParquetSource.of_dataset(dataset), place)
     except (storage.ObjectChangedError, UserError):  # of the store, not of the file
         raise

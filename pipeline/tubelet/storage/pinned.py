@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tubelet._version import NewerSchemaError, check_schema_version
@@ -17,6 +16,9 @@ from tubelet.storage.base import ObjectInfo, StorageOptions
 from tubelet.storage.errors import ObjectChangedError
 from tubelet.storage.opener import ObjectOpener
 from tubelet.storage.retries import with_retries
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds  # imports pandas
 
 _T = TypeVar("_T")
 
