@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 from tubelet.clips import ClipSpec
 from tubelet.config import UserError
+from tubelet.inference.cells import cells_of
 from tubelet.inference.graph import Layout
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.plan import Shard, ShardRequests, Task
 from tubelet.inference.pool import WorkerPool
-from tubelet.inference.predictor import cells_of
 from tubelet.inference.workers import DecodeJob
 
 LAYOUT = Layout(2, 0.2, 0, 0.0, 64, 1 << 20)

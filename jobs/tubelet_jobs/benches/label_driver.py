@@ -139,7 +139,7 @@ class Instant:
 
     def __call__(self, task: pa.Table) -> Iterator[dict[str, Any]]:
         """The answers to the requests of one task."""
-        from tubelet.inference.predictor import cells_of
+        from tubelet.inference.cells import cells_of
 
         yield cells_of([pa.concat_tables([_answers(requests) for requests in self._read(task)])])
 

@@ -15,7 +15,7 @@ from tubelet.clips import Batch
 from tubelet.clips.decoder import source_of, window_of
 from tubelet.config import UserError
 from tubelet.copies.table import SCHEMA, copy_name, described
-from tubelet.inference.predictor import cells_of
+from tubelet.inference.cells import cells_of
 from tubelet.inference.schema import table_of
 from tubelet.inference.workers import DecodeJob, Reader
 from tubelet.storage import ObjectInfo, with_retries

@@ -26,9 +26,10 @@ from tubelet.clips.pace import throttle_scheduler
 from tubelet.clips.queues import watch_queues
 from tubelet.cluster import Cluster, requested, wait_for
 from tubelet.config import UserError
+from tubelet.inference.cells import read_cell
 from tubelet.inference.output import OutputFiles
-from tubelet.inference.predictor import read_cell
-from tubelet.inference.workers import BlockDecoder, BlockPredictor, DecodeJob, DecodePredict, Reader
+from tubelet.inference.predictor import BlockPredictor
+from tubelet.inference.workers import BlockDecoder, DecodeJob, DecodePredict, Reader
 from tubelet.storage import is_remote
 
 Models = Callable[[], Sequence[Any]]

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
+from tubelet.inference.cells import read_cell
 from tubelet.inference.plan import ShardRequests
-from tubelet.inference.predictor import Job, read_cell
+from tubelet.inference.predictor import Job
 from tubelet.inference.workers import DecodeJob, DecodePredict
 
 # What an actor of a small job on Ray is given: batches or threads of other sizes would move last bits.

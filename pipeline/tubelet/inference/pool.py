@@ -23,8 +23,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from tubelet.clips import Batch
 from tubelet.cluster import SAY_EVERY_S
+from tubelet.inference.cells import read_cell
 from tubelet.inference.plan import Task
-from tubelet.inference.predictor import read_cell
 from tubelet.inference.workers import DecodeJob, Reader
 from tubelet.metrics import set_queue_length
 

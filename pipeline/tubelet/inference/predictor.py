@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import torch
 
 from tubelet.clips import Batch
 from tubelet.clips.decoder import numbered
+from tubelet.inference.blocks import batch_of
+from tubelet.inference.cells import cells_of
 from tubelet.inference.forward import Forward, Outcome
 from tubelet.inference.schema import RowShape, column_of
 from tubelet.metrics import GPU_UTILISATION, Utilisation
@@ -128,12 +129,12 @@ class Predictor:
             return [answer(batch, number) for number, answer in enumerate(self._answers)]
 
 
-def cells_of(tables: Sequence[pa.Table]) -> Batch:
-    """A cell for each model that has rows in ``tables``, which are in the order of the models."""
-    found = [(number, table) for number, table in enumerate(tables) if table.num_rows]
-    cells = np.empty(len(found), object)
-    cells[:] = [_ipc(table) for _, table in found]
-    return {"model": np.array([number for number, _ in found], np.int32), "table": cells}
+class BlockPredictor(Predictor):
+    """As :class:`Predictor`, on blocks that :class:`tubelet.inference.workers.BlockDecoder` made."""
+
+    def __call__(self, block: pa.Table) -> Batch:
+        """A cell for each model that has rows in the block."""
+        return super().__call__(batch_of(block))
 
 
 def rows_of(job: ModelJob, forward: Forward, batch: Batch, number: int = 0) -> pa.Table:
@@ -241,15 +242,3 @@ def _strings(values: npt.NDArray[Any]) -> list[str | None]:
 def or_null(values: npt.NDArray[Any]) -> list[float | None]:
     """Numbers, None for NaN."""
     return [None if value is None or np.isnan(value) else float(value) for value in values]
-
-
-def _ipc(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    with pa.ipc.new_stream(buffer, table.schema) as writer:
-        writer.write_table(table)
-    return buffer.getvalue()
-
-
-def read_cell(cell: bytes) -> pa.Table:
-    """The table of one ``table`` cell."""
-    return pa.ipc.open_stream(cell).read_all()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,11 +13,9 @@ from tubelet.config import UserError
 from tubelet.inference.bundle import ModelBundle
 from tubelet.inference.predictor import Job, ModelJob
 from tubelet.inference.schema import EmbeddingType, RowShape
+from tubelet.inference.shipped import ShippedModels
 from tubelet.storage import StorageOptions
-from tubelet.vivit import model_from_bytes, model_to_bytes
-
-if TYPE_CHECKING:
-    import ray
+from tubelet.vivit import model_to_bytes
 
 
 @dataclass(frozen=True)
@@ -99,24 +96,10 @@ def ship(jobs: Sequence[Job], bundles: Sequence[ModelBundle]) -> Callable[[], li
     """
     import ray
 
-    bare = [job.without_model() for job in jobs]
-    return _Shipped(
-        bare, [ray.put(np.frombuffer(model_to_bytes(bundle.model), np.uint8)) for bundle in bundles]
+    return ShippedModels(
+        [job.without_model() for job in jobs],
+        [ray.put(np.frombuffer(model_to_bytes(bundle.model), np.uint8)) for bundle in bundles],
     )
-
-
-class _Shipped:
-    def __init__(self, jobs: list[Job], weights: list[ray.ObjectRef[object]]) -> None:
-        self._jobs, self._weights = jobs, weights
-
-    def __call__(self) -> list[Job]:
-        import ray
-
-        return [
-            # Not by way of a file: a worker that is stopped here would leave it.
-            job.with_model(model_from_bytes(ray.get(ref).tobytes()))
-            for job, ref in zip(self._jobs, self._weights, strict=True)
-        ]
 
 
 def _names(uris: Sequence[str]) -> tuple[str, ...]:

@@ -1,18 +1,30 @@
-"""What runs in the actors of the graph: requests become tubelets, tubelets become rows."""
+"""What runs in the actors of the graph: requests become tubelets, tubelets become rows.
+
+Nothing here imports torch, which takes seconds: who only decodes never does, and who also predicts decodes
+its first clips meanwhile.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
+from threading import Thread
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from tubelet.clips import Batch, ClipDecoder, ClipSpec
 from tubelet.clips.decoder import numbered
 from tubelet.clips.tubelets import Uint8
-from tubelet.inference.predictor import Job, Predictor, cells_of
+from tubelet.inference.blocks import block_of
+from tubelet.inference.cells import cells_of
 from tubelet.storage import StorageOptions
 from tubelet.video import Limits
+
+if TYPE_CHECKING:
+    from tubelet.inference.predictor import Job, Predictor
 
 Transform = Callable[[Uint8, str, ClipSpec], Uint8]
 """Changes the views of one video, uint8 ``(V, tokens, bytes)``, by its key; picklable."""
@@ -88,29 +100,6 @@ class RequestDecoder:
         return batch
 
 
-def block_of(batch: Batch) -> pa.Table:
-    """``batch`` as one row: Ray Data gives a GPU so many rows at a time, cut and joined, and never a block.
-
-    Arrow's lists share the memory of what they hold: no clip is copied.
-    """
-    from ray.data.block import BlockAccessor  # takes seconds, and one file is labelled without Ray
-
-    table = BlockAccessor.for_block(BlockAccessor.batch_to_block(batch)).to_arrow()
-    columns = [column.combine_chunks() for column in table.columns]
-    rows = pa.StructArray.from_arrays(columns, names=table.column_names)
-    return pa.table({"block": pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)})
-
-
-def batch_of(block: pa.Table) -> Batch:
-    """What :func:`block_of` made one row of."""
-    from ray.data.block import BlockAccessor
-
-    rows = block["block"].combine_chunks().flatten()
-    table = pa.Table.from_arrays(rows.flatten(), names=[field.name for field in rows.type])
-    batch: Batch = BlockAccessor.for_block(table).to_batch_format("numpy")
-    return batch
-
-
 class BlockDecoder(RequestDecoder):
     """As :class:`RequestDecoder`, for predictors in other actors: see :func:`block_of`."""
 
@@ -120,14 +109,6 @@ class BlockDecoder(RequestDecoder):
             yield block_of(batch)
 
 
-class BlockPredictor(Predictor):
-    """As :class:`Predictor`, on blocks that :class:`BlockDecoder` made."""
-
-    def __call__(self, block: pa.Table) -> Batch:
-        """A cell for each model that has rows in the block."""
-        return super().__call__(batch_of(block))
-
-
 class DecodePredict:
     """Both stages in one actor: where they share the CPU, handing clips over would cost more than it wins."""
 
@@ -135,13 +116,16 @@ class DecodePredict:
         self, decode: DecodeJob, read: Reader, models: Callable[[], Sequence[Job]], threads: int
     ) -> None:
         self._decoder = RequestDecoder(decode, read)
-        self._predictor = Predictor(models, threads)
+        self._models, self._threads = models, threads
+        self._made: Predictor | None = None
+        self._importing = Thread(target=_import_predictor, name="import", daemon=True)
+        self._importing.start()
 
     def __call__(self, task: pa.Table) -> Iterator[Batch]:
         """The requests of one task to tables of rows, one for each model: the driver pays for each table."""
         gathered: list[list[pa.Table]] = []
         for decoded in self._decoder(task):
-            gathered.append(self._predictor.tables(decoded))
+            gathered.append(self._predictor().tables(decoded))
             if sum(table.nbytes for tables in gathered for table in tables) > _CELL_BYTES:
                 yield _joined(gathered)
                 gathered = []
@@ -151,6 +135,21 @@ class DecodePredict:
     def close(self) -> None:
         """End the decode process."""
         self._decoder.close()
+
+    def _predictor(self) -> Predictor:
+        # Made in the thread that predicts: how many threads torch may use is that thread's own.
+        if self._made is None:
+            self._importing.join()
+            from tubelet.inference.predictor import Predictor
+
+            self._made = Predictor(self._models, self._threads)
+        return self._made
+
+
+def _import_predictor() -> None:
+    # What is wrong with it shows when it is imported once more, where it is used.
+    with suppress(Exception):
+        import_module("tubelet.inference.predictor")
 
 
 def _joined(gathered: Sequence[Sequence[pa.Table]]) -> Batch:
