@@ -86,6 +86,13 @@ def test_ray_does_not_hear_signals_first(ray_cluster: None) -> None:
     assert not caught & 1 << (signal.SIGTERM - 1)
 
 
+def test_a_local_node_has_no_processes_without_use(ray_cluster: None) -> None:
+    commands = [" ".join(child.cmdline()[:4]) for child in psutil.Process().children(recursive=True)]
+    assert any("raylet" in command for command in commands)
+    unused = ("dashboard.py", "autoscaler/_private/monitor.py", "log_monitor.py", "setup_worker.py")
+    assert not [command for command in commands if any(name in command for name in unused)]
+
+
 STOPS_THE_FIRST_NODE = """
 import threading, time, psutil, ray
 from tubelet_jobs.common import connect_ray
