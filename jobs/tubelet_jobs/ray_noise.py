@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 _LEVEL = "RAY_BACKEND_LOG_LEVEL"
 _TOKENS = "ray._private.authentication.authentication_token_setup"
 _WORKERS = "worker processes have been started on node"
+_DIED = re.compile(r"^A worker died.*Worker IP address: (?P<ip>\S+) .*Worker PID: (?P<pid>\d+)", re.DOTALL)
 
 
 @contextmanager
@@ -21,8 +23,9 @@ def quiet_ray() -> Iterator[None]:
 
     Three things are left out: that tokens guard a local cluster; what Ray's C++ core in this process prints
     to the terminal, such as that actors of Ray Data may not come back once their arguments are lost; and that
-    a node has started more workers than CPUs, as it does where ranks and Ray Data share them. Ray's other
-    processes keep their logs as they are. ``TUBELET_DEBUG``, or a level that was set, leaves all as it is.
+    a node has started more workers than CPUs, as it does where ranks and Ray Data share them. That a worker
+    died is one line. Ray's other processes keep their logs as they are. ``TUBELET_DEBUG``, or a level that
+    was set, leaves all as it is.
     """
     if os.environ.get("TUBELET_DEBUG") or _LEVEL in os.environ:
         yield
@@ -31,7 +34,7 @@ def quiet_ray() -> Iterator[None]:
 
     logging.getLogger(_TOKENS).setLevel(logging.ERROR)
     if not hasattr(worker.print_to_stdstream, "__wrapped__"):
-        worker.print_to_stdstream = _without_worker_counts(worker.print_to_stdstream)
+        worker.print_to_stdstream = _in_short(worker.print_to_stdstream)
     # The level is read from the environment when the core starts; around all of init, the raylet and the
     # workers would inherit it.
     connect = worker.connect
@@ -42,15 +45,20 @@ def quiet_ray() -> Iterator[None]:
         worker.connect = connect
 
 
-def _without_worker_counts(show: Callable[..., Any]) -> Callable[..., Any]:
-    """What prints a node's messages, less how many workers it has started; to stderr."""
+def _in_short(show: Callable[..., Any]) -> Callable[..., Any]:
+    """What prints a node's messages: to stderr, in short, and less how many workers it has started."""
 
     @wraps(show)
     def filtered(data: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        lines = [line for line in data.get("lines", []) if _WORKERS not in line]
+        lines = [_of_death(line) for line in data.get("lines", []) if _WORKERS not in line]
         return show(data | {"lines": lines, "is_err": True}, *args, **kwargs) if lines else None
 
     return filtered
+
+
+def _of_death(line: str) -> str:
+    found = _DIED.search(line)
+    return line if found is None else f"a worker died: process {found['pid']} on {found['ip']}"
 
 
 def _quietly(connect: Callable[..., Any]) -> Callable[..., Any]:

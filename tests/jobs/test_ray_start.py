@@ -51,12 +51,20 @@ def test_what_nodes_say_is_no_part_of_stdout(
     monkeypatch.delenv("RAY_BACKEND_LOG_LEVEL", raising=False)
     with quiet_ray():
         pass
-    for line in ("WARNING: 8 PYTHON worker processes have been started on node: d1", "a worker was killed"):
+    died = (
+        "A worker died or was killed while executing a task by an unexpected system error. Lease ID: 01 "
+        "Worker ID: 26 Node ID: 9b Worker IP address: 192.0.2.2 Worker port: 44455 Worker PID: 27974 Worker "
+        "exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with error code 2."
+    )
+    count = "WARNING: 8 PYTHON worker processes have been started on node: d1"
+    for line in (count, died, "the node is low on memory"):
         told = {"lines": [line], "pid": "raylet", "is_err": False}
         worker.print_to_stdstream(told, ignore_prefix=False)
     said = capsys.readouterr()
     assert said.out == ""
-    assert "a worker was killed" in said.err
+    assert "a worker died: process 27974 on 192.0.2.2\n" in said.err
+    assert "the node is low on memory" in said.err
+    assert "exit detail" not in said.err
     assert "worker processes" not in said.err
 
 

@@ -154,7 +154,7 @@ def test_a_folder_of_few_files_is_labelled_without_ray_as_on_it(
     assert read_rows(str(tmp_path / "here")) == read_rows(str(tmp_path / "there"))
     assert (here.ok, here.errors) == (there.ok, there.errors) == (3, 1)
     assert here.run_id, "a folder's run is in MLflow, as on Ray"
-    for number, changes in enumerate(({"views": (5, 1)}, {"workers": 1})):
+    for number, changes in enumerate(({"views": (6, 1)}, {"workers": 1})):
         with pytest.raises(RuntimeError, match="Ray was started"):
             job(out=str(tmp_path / f"more{number}"), **changes).run(started)
     write_video(folder / "fifth.mp4", 9)
