@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Annotated, TypeVar
 
 from pydantic import model_validator
@@ -59,7 +60,9 @@ def _serve(config: ReviewOptions) -> None:
     with serving(_part(config, ReviewConfig), _part(config, ServeConfig)) as (server, address):
         if config.host not in ("127.0.0.1", "localhost", "::1"):
             say("others reach this page without encryption: whoever has the address sees the videos")
-        say(f"open {address}\nCtrl-C ends it; corrections are kept as they are made")
+        # Not by say: this secret is for whoever started the server, and without it nobody sees the page.
+        print(f"open {address}", file=sys.stderr, flush=True)
+        say("Ctrl-C ends it; corrections are kept as they are made")
         server.serve_forever()
 
 

@@ -7,7 +7,11 @@ import html
 import http.client
 import io
 import json
+import signal
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -247,6 +251,18 @@ def test_served_corrections_are_kept_as_they_are_made(served: tuple[str, Path], 
         page.reload()
         expect(page.locator("#progress")).to_contain_text("3 of 4 reviewed · saved")
         assert len(list(csv.DictReader(io.StringIO(kept.read_text("utf-8"))))) == 3
+
+
+def test_the_command_prints_an_address_that_opens_the_page(tmp_path: Path) -> None:
+    out = write_rows(tmp_path / "out", [row_of(1, str(write_video(tmp_path / "v.mp4", 1)))])
+    command = [Path(sys.executable).with_name("tubelet"), "review", str(out), "--serve"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert server.stderr is not None
+    address = next(line.split()[-1] for line in server.stderr if line.startswith("open "))
+    with urllib.request.urlopen(address, timeout=30) as page:
+        assert b"<html" in page.read()
+    server.send_signal(signal.SIGINT)
+    assert server.wait(60) == 130
 
 
 def test_served_search_goes_over_all_rows(browser: Browser, tmp_path: Path) -> None:
