@@ -235,7 +235,8 @@ def test_the_commands_that_the_demo_prints_work_as_they_stand(tmp_path: Path) ->
     assert serving.stderr is not None
     for line in serving.stderr:
         if "open http" in line:
-            with urllib.request.urlopen(line.split()[-1], timeout=30) as page:
+            visitor = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+            with visitor.open(line.split()[-1], timeout=30) as page:
                 assert b"<html" in page.read()
             serving.send_signal(signal.SIGINT)
     assert serving.wait(60) == 130

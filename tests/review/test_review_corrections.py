@@ -259,7 +259,8 @@ def test_the_command_prints_an_address_that_opens_the_page(tmp_path: Path) -> No
     server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert server.stderr is not None
     address = next(line.split()[-1] for line in server.stderr if line.startswith("open "))
-    with urllib.request.urlopen(address, timeout=30) as page:
+    visitor = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    with visitor.open(address, timeout=30) as page:
         assert b"<html" in page.read()
     server.send_signal(signal.SIGINT)
     assert server.wait(60) == 130
