@@ -6,13 +6,11 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 from tubelet._version import __version__
 from tubelet.config import UserError
 from tubelet.tracking.database import explained, shown
+from tubelet.tracking.pyfunc import save_pyfunc
 from tubelet.tracking.store import client_for
 
 logger = logging.getLogger(__name__)
@@ -33,22 +32,6 @@ _ABOUT_MODEL = """A video classifier trained by `tubelet train`; each version sa
 
     tubelet label SRC --model models:/{name}/VERSION --out URI
 """
-
-# What the logged model needs where it is loaded without tubelet.
-_REQUIREMENTS = (
-    "mlflow",
-    "torch",
-    "av",
-    "numpy",
-    "safetensors",
-    "pydantic",
-    "pyarrow",
-    "boto3",
-    "cachetools",
-    "tenacity",
-    "typing-extensions",
-    "pyyaml",
-)
 
 
 @dataclass(frozen=True)
@@ -146,7 +129,7 @@ def log_model(
     )
     with tempfile.TemporaryDirectory(prefix="tubelet-model-") as folder:
         local = Path(folder) / "model"
-        _save_pyfunc(bundle, local, logged, run_id)
+        save_pyfunc(bundle / MODEL_FILE, local, logged, run_id)
         client.log_model_artifacts(logged.model_id, str(local))
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
@@ -198,66 +181,6 @@ def model_link(uri: str, run_id: str | None, tracking_uri: str | None) -> ModelL
             newest = max(found, key=lambda one: int(one.version))
             return _of_version(uri, newest)
     return link
-
-
-def _save_pyfunc(bundle: Path, target: Path, logged: Any, run_id: str) -> None:
-    import mlflow
-    import pandas as pd
-    from mlflow.models import Model
-
-    root = Path(__file__).parents[1]
-    # Only the code: byte code of this Python would be noise for another.
-    code = target.parent / "tubelet"
-    shutil.copytree(root, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    weights = target.parent / "weights"
-    weights.mkdir()
-    shutil.copyfile(bundle / MODEL_FILE, weights / MODEL_FILE)
-    mlflow.pyfunc.save_model(
-        path=str(target),
-        python_model=str(root / "inference" / "serving.py"),
-        artifacts={"weights": str(weights)},
-        code_paths=[str(code)],
-        signature=_signature(),
-        input_example=pd.DataFrame({"uri": ["s3://bucket/path/video.mp4"]}),
-        pip_requirements=[f"{name}=={found}" for name in _REQUIREMENTS if (found := _version(name))],
-        mlflow_model=Model(
-            artifact_path=logged.artifact_location,
-            model_uuid=logged.model_id,
-            model_id=logged.model_id,
-            run_id=run_id,
-        ),
-    )
-
-
-def _signature() -> Any:
-    """In: one column of videos, whatever its name. Out: uri, label, score, topk_labels, topk_scores, error.
-
-    A column without a name lets MLflow take a path, a list, a series, bytes or a table alike; the type is
-    open because videos come as text or as bytes.
-    """
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    inputs = Schema([ColSpec(AnyType())])
-    outputs = Schema(
-        [
-            ColSpec(DataType.string, "uri", required=False),
-            ColSpec(DataType.string, "label", required=False),
-            ColSpec(DataType.double, "score", required=False),
-            ColSpec(Array(DataType.string), "topk_labels"),
-            ColSpec(Array(DataType.double), "topk_scores"),
-            ColSpec(DataType.string, "error", required=False),
-        ]
-    )
-    params = ParamSchema([ParamSpec("views", DataType.string, "1x1"), ParamSpec("topk", DataType.integer, 5)])
-    return ModelSignature(inputs, outputs, params)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name).partition("+")[0]  # a local build such as +cpu is on no index
-    except PackageNotFoundError:
-        return None
 
 
 @contextmanager
