@@ -108,6 +108,7 @@ class Layout:
         memory_bytes: memory that a decode actor declares.
         most_decoders, most_predictors: once the cluster has grown; 0: those of the start.
         least_tasks: the driver holds so many tasks together, or more where there are many decoders.
+        gpus_later: decode actors that predict share the GPUs of nodes that join.
     """
 
     decoders: int
@@ -119,6 +120,7 @@ class Layout:
     most_decoders: int = 0
     most_predictors: int = 0
     least_tasks: int = _MOST_TASKS
+    gpus_later: bool = False
 
     @property
     def rows_at_once(self) -> int:
@@ -191,6 +193,7 @@ def plan_resources(
     """
     cpus, found_gpus = max(1.0, resources.get("CPU", 1.0)), resources.get("GPU", 0.0)
     most_gpus = max(found_gpus, (most or {}).get("GPU", 0.0))
+    gpus_later = gpus is None and not predictors
     gpus = (1.0 if most_gpus else 0.0) if gpus is None else gpus
     on_gpus = int(found_gpus / gpus) if gpus and found_gpus else 0
     most_predictors = int(most_gpus / gpus) if gpus and predictors is None else 0
@@ -206,7 +209,15 @@ def plan_resources(
         most_decoders = max(decoders, min(workers or grown, max(1, requests)))
         rows = _task_rows(requests, min(most_decoders, 4 * decoders))
         return Layout(
-            decoders, _DECODER_CPUS, predictors, gpus, rows, memory_bytes, most_decoders, most_predictors
+            decoders,
+            _DECODER_CPUS,
+            predictors,
+            gpus,
+            rows,
+            memory_bytes,
+            most_decoders,
+            most_predictors,
+            gpus_later=gpus_later,
         )
     # A little of each CPU is left for the predictors beside a GPU.
     decoder_cpus = min(0.9, (0.95 * cpus - _PREDICTOR_CPUS * predictors) / decoders)

@@ -9,6 +9,7 @@ it is sent: each task takes about as long as the others, whatever the videos and
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ _LOOK_EVERY_S = 5.0
 # A task that its actor died of is cut in half each time, until it is a single request.
 _MOST_TRIES = 20
 _MOST_FAILED_STARTS = 10
+# Actors that share a GPU of a node that joins later: each has the model there, and mostly decodes.
+_MOST_ON_GPU = 8
 
 
 class _Worker:
@@ -70,6 +73,7 @@ class _Actor:
 
     handle: Any
     start: Any
+    on_gpu: bool = False
     tasks: dict[Any, Task] = field(default_factory=dict)
 
 
@@ -77,7 +81,7 @@ class WorkerPool:
     """Actors on the nodes of the cluster, as many as there is room for; use as a context manager.
 
     What an actor had in the works when it died is done by another: of each slot at most one task, and one
-    that waited.
+    that waited. Where nodes with GPUs join a cluster that had none, the actors on them share these.
 
     Args:
         layout: how many actors, and what each takes.
@@ -95,6 +99,8 @@ class WorkerPool:
         self._actors: list[_Actor] = []
         self._again: deque[Task] = deque()
         self._looked_s, self._room = float("-inf"), 0
+        self._gpus_later = layout.gpus_later and getattr(stage, "predicts", False)
+        self._on_gpus, self._share = 0, 0.0  # actors that GPUs have room for, and the GPUs of each
         self._failed_starts = 0
         self._alone_s = self._said_s = time.monotonic()  # without an actor that has started
 
@@ -194,16 +200,25 @@ class WorkerPool:
             _log.warning("waiting for a worker to start (%.0f s so far)", now_s - self._alone_s)
         wanted = max(1, min(self._room, max(layout.most_decoders, layout.decoders)))
         while len(self._actors) < wanted:
-            handle = self._class.remote(*self._arguments)
-            self._actors.append(_Actor(handle, handle.start.remote(self._stage)))
+            on_gpu = sum(actor.on_gpu for actor in self._actors) < self._on_gpus
+            made = self._class.options(num_gpus=self._share) if on_gpu else self._class
+            handle = made.remote(*self._arguments)
+            self._actors.append(_Actor(handle, handle.start.remote(self._stage), on_gpu))
 
     def _room_on_nodes(self) -> int:
         """Actors for which the nodes of now have CPUs and memory, were there nothing else on them."""
-        room = 0
+        room = on_gpus = 0
+        shares = [1.0]
         for node in ray.nodes():
             if node["Alive"]:
-                cpus, memory = (node["Resources"].get(name, 0.0) for name in ("CPU", "memory"))
-                room += min(int(cpus), int(memory // max(self._layout.memory_bytes, 1)))
+                cpus, memory, gpus = (node["Resources"].get(name, 0.0) for name in ("CPU", "memory", "GPU"))
+                here = min(int(cpus), int(memory // max(self._layout.memory_bytes, 1)))
+                room += here
+                if gpus and here and self._gpus_later:
+                    sharing = min(here, int(_MOST_ON_GPU * gpus))
+                    on_gpus += sharing
+                    shares.append(math.floor(1e4 * gpus / sharing) / 1e4)  # Ray counts ten-thousandths
+        self._on_gpus, self._share = on_gpus, min(shares)
         return room
 
     def _release(self) -> None:

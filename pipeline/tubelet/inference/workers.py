@@ -110,7 +110,13 @@ class BlockDecoder(RequestDecoder):
 
 
 class DecodePredict:
-    """Both stages in one actor: where they share the CPU, handing clips over would cost more than it wins."""
+    """Both stages in one actor: where they share the CPU, handing clips over would cost more than it wins.
+
+    Attributes:
+        predicts: a GPU, or a share of one, is of use.
+    """
+
+    predicts = True
 
     def __init__(
         self, decode: DecodeJob, read: Reader, models: Callable[[], Sequence[Job]], threads: int
