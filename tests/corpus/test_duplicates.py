@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from support.corpus import manifest_rows, put_text, run_index
 from tubelet.config import UserError
+from tubelet.corpus import duplicates, fingerprinting, index
 from tubelet.corpus.duplicates import Videos, originals
-from tubelet.corpus.likeness import HASHES, VIEW, Hashes, alike, hashes_of
+from tubelet.corpus.likeness import FEW, FRAMES, HASHES, VIEW, Hashes, alike, hashes_of, unlike
+from tubelet.corpus.probing import Prober
 from tubelet.corpus.versions import Record
 from tubelet.video import CopySpec, decode_views, transcode
 
@@ -85,6 +90,106 @@ def test_the_first_stands_for_all_and_chains_join() -> None:
     found = originals(Videos(contents, np.full(6, np.nan), Hashes(bits, said)))
     assert found.tolist() == [0, 1, 2, 1, 2, 1]
     assert originals(Videos(contents, np.full(6, np.nan), None)).tolist() == [0, 1, 2, 3, 2, 5]
+
+
+def groups_one_by_one(videos: Videos) -> list[int]:
+    """What :func:`originals` finds, video by video and pair by pair."""
+    count = len(videos.contents)
+    groups = [{number} for number in range(count)]
+    last: dict[tuple[object, ...], tuple[int, int]] = {}
+    for number in range(count):
+        names: list[tuple[object, ...]] = [("content", videos.contents[number])]
+        if videos.hashes is not None:
+            for frame in np.flatnonzero(videos.hashes.said[number, :FRAMES]).tolist():
+                bits = int(videos.hashes.bits[number, frame])
+                names += [(frame, band, bits >> 16 * band & 0xFFFF) for band in range(4)]
+        for name in names:
+            if name == ("content", 0):
+                continue
+            first, before = last.get(name, (number, number))
+            last[name] = (first, number)
+            for other in {first, before} - {number}:
+                if name[0] == "content" or same(videos, other, number):
+                    joined = groups[other] | groups[number]
+                    for member in joined:
+                        groups[member] = joined
+    return [min(group) for group in groups]
+
+
+def same(videos: Videos, one: int, two: int) -> bool:
+    assert videos.hashes is not None
+    each = (Hashes(videos.hashes.bits[[n]], videos.hashes.said[[n]]) for n in (one, two))
+    return bool(alike(*each, (videos.durations_s[[one]], videos.durations_s[[two]]))[0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_are_those_found_one_by_one(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of copies, each a few bits further away, titles that many share, frames that say nothing."""
+    monkeypatch.setattr(duplicates, "_PAIRS", 7)
+    draw, count = np.random.default_rng(seed), 240
+    bits = draw.integers(0, 1 << 64, (count, HASHES), np.uint64)
+    for number in range(1, count):
+        if draw.random() < 0.5:
+            changed = np.uint64(1) << draw.integers(0, 64, (HASHES, 5)).astype(np.uint64)
+            bits[number] = bits[draw.integers(number)] ^ np.bitwise_or.reduce(changed, axis=1)
+    bits[draw.random(count) < 0.4, 0] = bits[0, 0]
+    bits[draw.random(count) < 0.2, 3:6] = bits[1, 3:6]
+    said = draw.random((count, HASHES)) < draw.choice([0.3, 0.9, 1.0], (count, 1))
+    durations_s = draw.choice([2.0, 2.1, 50.0, 50.9, 51.5, np.nan], count)
+    contents = draw.integers(0, 400, count).astype(np.uint64) * (draw.random(count) < 0.3)
+    for hashes in (None, Hashes(bits, said)):
+        videos = Videos(contents, durations_s, hashes)
+        found = originals(videos).tolist()
+        assert found == groups_one_by_one(videos)
+        assert 20 < sum(first != number for number, first in enumerate(found)) < count - 20 or hashes is None
+
+
+def test_few_frames_reject_only_what_all_do() -> None:
+    draw, count = np.random.default_rng(0), 20_000
+    one = draw.integers(0, 1 << 64, (count, HASHES), np.uint64)
+    differ = draw.integers(0, 1 << 64, (4, count, HASHES), np.uint64)
+    two = one ^ np.where(
+        draw.random((count, 1)) < 0.5, differ[0] & differ[1] & differ[2], differ[3] & differ[1]
+    )
+    said = [draw.random((count, HASHES)) < 0.8 for _ in range(2)]
+    unknown = np.full(count, np.nan)
+    yes = alike(Hashes(one, said[0]), Hashes(two, said[1]), (unknown, unknown))
+    no = unlike(
+        *(Hashes(bits[:, :FEW], there[:, :FEW]) for bits, there in zip((one, two), said, strict=True))
+    )
+    assert yes.any()
+    assert no.any()
+    assert not (yes & no).any()
+
+
+def test_only_what_is_not_known_is_read(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos, out = tmp_path / "videos", str(tmp_path / "manifest")
+    shutil.copytree(films, videos)
+    asked: list[tuple[str, bool, bool]] = []
+
+    def look(rows: Iterable[Any], prober: Prober) -> Iterator[Any]:
+        for row in fingerprinting.fingerprints(rows, prober):
+            asked.append((row["path"], row["wants_digest"], row["wants_hashes"]))
+            yield row
+
+    monkeypatch.setattr(index, "fingerprints", look)
+    run_index(str(videos), out, duplicates="near", split="train=1")
+    names = ("a", "a-copy", "b-again", "c-same-room", "d-other")
+    assert sorted(asked) == sorted((f"{name}.mp4", name in ("a", "a-copy"), True) for name in names)
+    # What an earlier version kept has its rows in any order.
+    (place,) = Path(out, "_notes").glob("fingerprints*")
+    kept = pq.read_table(place)
+    assert sorted(kept["key"].to_pylist()) == sorted(
+        row["key"] for row in manifest_rows(out).values() if row["status"] == "ok"
+    )
+    pq.write_table(kept.take(np.arange(kept.num_rows)[::-1]), place)
+    asked.clear()
+    shutil.copy(videos / "d-other.mp4", videos / "e.mp4")
+    assert run_index(str(videos), out, update=True).duplicates == 3
+    assert sorted(asked) == [("d-other.mp4", True, False), ("e.mp4", True, True)]
+    asked.clear()
+    assert run_index(str(videos), out, update=True).duplicates == 3
+    assert not asked
 
 
 @pytest.mark.parametrize("how", ["exact", "near"])

@@ -21,11 +21,12 @@ ASKED = pa.schema(
     [
         *[(name, pa.string()) for name in ("key", "uri", "path", "etag")],
         ("size", pa.int64()),
+        ("number", pa.int64()),
         ("wants_digest", pa.bool_()),
         ("wants_hashes", pa.bool_()),
     ]
 )
-"""Of each video, and what is to be found."""
+"""Of each video, with a number by which it is known, and what is to be found."""
 
 FOUND = pa.schema(
     [

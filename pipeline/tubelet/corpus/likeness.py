@@ -33,6 +33,8 @@ _CHANGES_DIFFER = 16.0
 # At least so many frames have to say something.
 _LEAST_FRAMES = 4
 _DURATION = 0.02
+FEW = 4
+"""Frames, the first ones, that tell nearly all pairs which have nothing in common: see :func:`unlike`."""
 
 VIEW = View(Uniform(FRAMES), Stretch(SIDE, SIDE))
 """What is decoded of each video."""
@@ -105,10 +107,27 @@ def alike(
     return np.asarray(same & ~unlike, np.bool_)
 
 
+def unlike(one: Hashes, two: Hashes) -> npt.NDArray[np.bool_]:
+    """Pairs that :func:`alike` says no to, whatever the other frames are, by the first :data:`FEW` alone.
+
+    Args:
+        one: ``(pairs, FEW)``.
+        two: the same.
+
+    Returns:
+        bool ``(pairs,)``; others may be unlike, too.
+    """
+    differ = np.where(one.said & two.said, _differing(one.bits ^ two.bits), 0)
+    return np.asarray(differ.sum(1) > _FRAMES_DIFFER * FRAMES, np.bool_)
+
+
 def _differing(bits: Uints) -> npt.NDArray[np.int64]:
-    """How many bits are set in each."""
-    as_bytes = np.ascontiguousarray(bits).view(np.uint8).reshape(*bits.shape, 8)
-    return np.asarray(_BITS[as_bytes].sum(-1), np.int64)
+    """How many bits are set in each: sums of two, four and eight neighbours, then of the bytes."""
+    bits = bits - (bits >> np.uint64(1) & _EVERY_2ND)
+    bits = (bits & _TWO_OF_4) + (bits >> np.uint64(2) & _TWO_OF_4)
+    bits = bits + (bits >> np.uint64(4)) & _FOUR_OF_8
+    return (bits * _BYTES >> np.uint64(56)).astype(np.int64)
 
 
-_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1).astype(np.int64)
+_EVERY_2ND, _TWO_OF_4 = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
+_FOUR_OF_8, _BYTES = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tubelet.corpus.digests import digests
 from tubelet.corpus.duplicate_hashes import Fingerprints, How, Look
 from tubelet.corpus.duplicates import Videos, originals
-from tubelet.corpus.manifest import ManifestSlices, read_manifest
+from tubelet.corpus.manifest import ManifestSlices
 from tubelet.corpus.split_names import normalise_split
+from tubelet.corpus.unique_videos import Ints, UniqueVideos
 from tubelet.storage import StorageOptions
-from tubelet.video import Status
 
 COLUMN = "duplicate_of"
-_NEEDED = ["key", "segment", "uri", "path", "etag", "size", "status", "split", "duration_s", "indexed_at"]
-
-Row = dict[str, Any]
+# The sum tells one of each from any other two.
+_TRAIN, _TEST = 1, 2
+_SIDES = {"train": _TRAIN, "test": _TEST, "val": _TEST}
 
 
 @dataclass
@@ -48,30 +46,29 @@ def marked_tables(
     The first of several, by the time it was first indexed and then by its path, is the original.
 
     Args:
-        unmarked: the manifest; its rows are read twice, and not kept in memory.
+        unmarked: the manifest; its rows are read a few times, and not kept in memory.
         out: where the marked one will be, beside which fingerprints are kept.
         how: by content, or by what the frames show as well.
         look: reads the videos.
         together: duplicates get the split of their original.
         options: how to reach the videos, and whether the manifest has a single writer.
     """
-    rows = _videos(unmarked)
-    fingerprints = Fingerprints(out, options)
-    fingerprints.look(rows, how, look)
-    digest = np.array([fingerprints.digest(row) or "" for row in rows], object)
-    contents = np.where(digest == "", 0, digests(digest.tolist())) if rows else np.zeros(0, np.uint64)
-    durations_s = np.array([np.nan if row["duration_s"] is None else row["duration_s"] for row in rows])
-    hashes = fingerprints.hashes(rows) if how == "near" else None
-    first = originals(Videos(contents.astype(np.uint64), durations_s.astype(np.float64), hashes)).tolist()
-    original = {row["key"]: rows[number] for row, number in zip(rows, first, strict=True)}
-    marked = Marked(duplicates=sum(number != place for place, number in enumerate(first)))
+    videos = UniqueVideos(unmarked)
+    fingerprints = Fingerprints(out, videos, options)
+    fingerprints.look(how, look)
+    hashes = fingerprints.hashes() if how == "near" else None
+    first = originals(Videos(fingerprints.contents(), videos.durations_s, hashes))
+    marked = Marked(duplicates=int((first != np.arange(len(first))).sum()))
     if fingerprints.unread:
         marked.warnings.append(f"{fingerprints.unread} videos could not be looked at for duplicates")
-    if not together:
-        marked.warnings += _torn(rows, original)
-    splits = {row["key"]: (original[row["key"]] if together else row)["split"] for row in rows}
-    marked.by_split = dict(Counter(split for split in splits.values() if split is not None))
-    return marked, _marked_tables(unmarked, original, together=together)
+    splits = videos.column("split")
+    if together:
+        splits = splits.take(pa.array(first))
+    else:
+        marked.warnings += _torn(videos, first)
+    counts = pc.value_counts(splits.drop_null()).to_pylist()
+    marked.by_split = {one["values"]: one["counts"] for one in counts}
+    return marked, _marked_tables(unmarked, videos, first, together=together)
 
 
 def marked_schema(schema: pa.Schema) -> pa.Schema:
@@ -80,43 +77,41 @@ def marked_schema(schema: pa.Schema) -> pa.Schema:
     return pa.schema([*kept, pa.field(COLUMN, pa.string())])
 
 
-def _videos(out: str) -> list[Row]:
-    """One row per usable video, originals before their duplicates."""
-    table = read_manifest(out, _NEEDED)
-    table = table.filter(pc.equal(table["status"], str(Status.OK)))
-    order = [("indexed_at", "ascending"), ("path", "ascending"), ("segment", "ascending")]
-    found: dict[str, Row] = {}
-    for row in table.sort_by(order).to_pylist():
-        found.setdefault(row["key"], row)
-    return list(found.values())
-
-
-def _marked_tables(unmarked: str, original: dict[str, Row], *, together: bool) -> Iterator[pa.Table]:
-    originals_key = {key: one["key"] for key, one in original.items() if one["key"] != key}
-    split_of = {key: original[key]["split"] for key in originals_key} if together else {}
+def _marked_tables(unmarked: str, videos: UniqueVideos, first: Ints, *, together: bool) -> Iterator[pa.Table]:
+    keys, splits = videos.column("key"), videos.column("split")
+    start = 0
     for table in ManifestSlices.open(unmarked):
-        keys = table["key"].to_pylist()
-        schema = marked_schema(table.schema)
+        numbers = videos.of_row[start : start + table.num_rows]
+        start += table.num_rows
+        original = numbers.copy()
+        original[numbers >= 0] = first[numbers[numbers >= 0]]
+        copied = original != numbers
+        which = pa.array(original, mask=~copied)
         columns = {name: table[name] for name in table.column_names}
-        columns[COLUMN] = pa.array([originals_key.get(key) for key in keys], pa.string())
+        columns[COLUMN] = keys.take(which).cast(pa.string())
         if together:
-            splits = zip(keys, table["split"].to_pylist(), strict=True)
-            columns["split"] = pa.array([split_of.get(key, split) for key, split in splits], pa.string())
-        yield pa.table(columns, schema=schema)
+            columns["split"] = pc.if_else(pa.array(copied), splits.take(which), table["split"])
+        yield pa.table(columns, schema=marked_schema(table.schema))
 
 
-def _torn(rows: list[Row], original: dict[str, Row]) -> list[str]:
+def _torn(videos: UniqueVideos, first: Ints) -> list[str]:
     """A warning where one video is trained on, and tested on as well."""
-    torn = []
-    for row in rows:
-        one = original[row["key"]]
-        sides = {normalise_split(split) for split in (row["split"], one["split"]) if split is not None}
-        if "train" in sides and sides & {"test", "val"}:
-            torn.append((row, one))
-    if not torn:
+    sides = _sides(videos.column("split"))
+    torn = np.flatnonzero(sides + sides[first] == _TRAIN + _TEST)
+    if not len(torn):
         return []
-    two, one = torn[0]
+    paths, splits = videos.column("path"), videos.column("split")
+    two, one = (f"{paths[place]} ({splits[place]})" for place in (int(torn[0]), int(first[torn[0]])))
     return [
-        f"{len(torn)} duplicates lie on both sides of the splits, for example {two['path']} ({two['split']})"
-        f" and {one['path']} ({one['split']}): --split together:SPEC keeps them on one side"
+        f"{len(torn)} duplicates lie on both sides of the splits, for example {two}"
+        f" and {one}: --split together:SPEC keeps them on one side"
     ]
+
+
+def _sides(split: pa.Array) -> npt.NDArray[np.int64]:
+    """Whether each is trained on, or tested."""
+    encoded = split.dictionary_encode()
+    names = [normalise_split(name) for name in encoded.dictionary.to_pylist()]
+    sides = np.array([*(_SIDES.get(name, 0) for name in names), 0], np.int64)
+    found: npt.NDArray[np.int64] = sides[encoded.indices.fill_null(len(names)).to_numpy()]
+    return found
