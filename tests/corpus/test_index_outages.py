@@ -105,6 +105,27 @@ def test_an_outage_ends_the_job_and_names_its_cause(s3: S3Bucket, proxy: S3Proxy
     assert all(rows.values())
 
 
+@pytest.mark.parametrize("match", ["_staging/part-", "_staging/probed-", "m/part-", "_manifest.json"])
+def test_a_store_that_is_away_while_the_manifest_is_published_is_waited_for(
+    match: str, s3: S3Bucket, proxy: S3Proxy
+) -> None:
+    assert _index(s3, include="0[67].mp4").ok == 2
+    proxy.fault = Fault(Mode.OVERLOADED, match=match, times=2, methods=("PUT", "DELETE", "POST"))
+    assert _index(s3, include="0[6-8].mp4", update=True).ok == 3
+    assert proxy.fault.hits == 2
+    assert len(read_manifest(f"{s3.uri}/m")) == 3
+
+
+def test_a_record_that_was_written_before_the_answer_was_lost_is_no_other_jobs(
+    s3: S3Bucket, proxy: S3Proxy
+) -> None:
+    """The store has replaced it, and the second try finds another than it knew."""
+    proxy.fault = Fault(Mode.LOST, match="_manifest.json", times=1, methods=("PUT",))
+    assert _index(s3, include="0[67].mp4").ok == 2
+    assert proxy.fault.hits == 1
+    assert len(read_manifest(f"{s3.uri}/m")) == 2
+
+
 def test_a_slow_store_is_no_verdict(s3: S3Bucket, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     # What arrives after the deadline is kept for the second look, but for large objects.
     monkeypatch.setattr("tubelet.storage.opener._KEPT_OBJECT_BYTES", 0)

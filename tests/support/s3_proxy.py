@@ -32,6 +32,7 @@ class Mode(StrEnum):
     DENIED = "403 AccessDenied"
     OVERLOADED = "503 SlowDown"
     SHORT = "half of the body, with a Content-Length that fits it"
+    LOST = "503 SlowDown, once the store has done it"
     CUT = "half of the body, then the connection is closed"
     SLOW = "the body comes in eight pieces, with pauses"
     SHIFTED = "another range than the one asked for"
@@ -50,6 +51,7 @@ class Fault:
         after: so many requests pass before.
         times: so many are hit, then all pass again; None: all.
         match: only requests whose path holds this.
+        methods: only requests of these; none: of all.
     """
 
     mode: Mode
@@ -57,10 +59,11 @@ class Fault:
     times: int | None = None
     match: str = ""
     hits: int = 0
+    methods: tuple[str, ...] = ()
 
-    def picks(self, path: str) -> bool:
+    def picks(self, path: str, method: str) -> bool:
         """Whether a request is hit; counts."""
-        if self.match not in path:
+        if self.match not in path or (self.methods and method not in self.methods):
             return False
         if self.after > 0:
             self.after -= 1
@@ -92,7 +95,7 @@ class S3Proxy:
         with self._lock:
             self.requests.append(f"{method} {path}")
             fault = self.fault
-            return fault.mode if fault is not None and fault.picks(path) else None
+            return fault.mode if fault is not None and fault.picks(path, method) else None
 
 
 @contextmanager
@@ -146,6 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
             headers["range"] = f"bytes={int(found[1]) + 1}-{int(found[2]) + 1}"
         time.sleep(self.proxy.delay_s)
         answer = self._send_on(body, headers)
+        if mode is Mode.LOST:
+            self._refuse(503, "SlowDown")
+            return
         data, answered = answer.data, {k: v for k, v in answer.headers.items() if k.lower() != "date"}
         if mode is Mode.WEAK_ETAGS:
             answered = {k: f"W/{v}" if k.lower() == "etag" else v for k, v in answered.items()}

@@ -22,6 +22,7 @@ from tubelet.corpus.earlier import PROBED_COLUMNS, RULES, same_cells
 from tubelet.corpus.known_rows import Ints, KnownRows, spans
 from tubelet.corpus.manifest import SCHEMA
 from tubelet.corpus.versions import staging_folder
+from tubelet.storage import with_retries
 from tubelet.video import TRANSIENT
 
 _log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Probed:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             try:
-                self._flush()
+                self._flush(patience_s=0)
             except Exception as error:  # the store may be what ended the job: that is the error to show
                 _log.info("what was found is not kept: %s", error)
 
@@ -113,7 +114,7 @@ class Probed:
         if self._before.rows or storage.exists(self.folder):
             storage.delete_tree(self.folder)
 
-    def _flush(self) -> None:
+    def _flush(self, patience_s: float | None = None) -> None:
         self._written_s = time.monotonic()
         if not self._rows:
             return
@@ -123,7 +124,8 @@ class Probed:
             buffer = io.BytesIO()
             pq.write_table(final.cast(verdict_schema()), buffer, compression="zstd")
             name = f"probed-{uuid4().hex}.parquet"
-            storage.write_bytes(storage.join(self.folder, name), buffer.getvalue())
+            target, data = storage.join(self.folder, name), buffer.getvalue()
+            with_retries(lambda: storage.write_bytes(target, data), patience_s=patience_s)
         self._new.add(table)
         self._rows, self._keyframes = [], 0
 

@@ -1,4 +1,7 @@
-"""Writes a new version of a manifest: parts as they are done, all published at once."""
+"""Writes a new version of a manifest: parts as they are done, all published at once.
+
+Hours of looking into videos come before it, so a store that is away for a while is waited for.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,7 @@ from tubelet.corpus.versions import (
     part_name,
     staging_folder,
 )
-from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
+from tubelet.storage import DEFAULT_OPTIONS, StorageOptions, with_retries
 
 METADATA_KEY = b"tubelet"
 # Rows of a part, and bytes, whichever is reached first: what one reader opens at once.
@@ -133,7 +137,7 @@ class _Parts:
         self._writer = None
         file = self._folder / "part.parquet"
         part = describe_part(file, len(self.done))
-        storage.upload_file(file, self.staged(part), self._options)
+        with_retries(lambda: storage.upload_file(file, self.staged(part), self._options))
         file.unlink()
         self.done.append(part)
         self._written = 0
@@ -150,15 +154,23 @@ def _publish(
     root: str, parts: _Parts, made_from: dict[str, Any], before: Record, options: StorageOptions
 ) -> None:
     version = Version(tuple(parts.close()), made_from, datetime.now(UTC).isoformat(timespec="seconds"))
-    record = _with_legacy(root, before, options)
+    # Each of these steps, done twice, does what it does once.
+    record = with_retries(lambda: _with_legacy(root, before, options))
     if is_one_file(root):
-        version = _publish_file(root, parts, version, options)
+        version = with_retries(lambda: _publish_file(root, parts, version, options))
     else:
-        _publish_folder(root, parts, version, record, options)
-    if not record.with_current(version).write(root, options):
+        with_retries(lambda: _publish_folder(root, parts, version, record, options))
+    if not _recorded(root, record.with_current(version), options):
         raise UserError(f"another job published {root} meanwhile: bring it up to date with --update")
     for part in version.parts:
-        storage.delete(parts.staged(part), options)
+        with_retries(partial(storage.delete, parts.staged(part), options))
+
+
+def _recorded(root: str, record: Record, options: StorageOptions) -> bool:
+    """Write the record; an answer that was lost on its way may have been a yes."""
+    if with_retries(lambda: record.write(root, options)):
+        return True
+    return with_retries(lambda: Record.read(root, options)).current == record.current
 
 
 def _publish_file(root: str, parts: _Parts, version: Version, options: StorageOptions) -> Version:

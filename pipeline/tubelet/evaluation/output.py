@@ -23,7 +23,7 @@ from tubelet.inference.schema import table_of
 from tubelet.inference.shipping import Answers, row_shape
 from tubelet.inference.sink import part_name
 from tubelet.plain_json import json_text
-from tubelet.storage import StorageOptions
+from tubelet.storage import StorageOptions, with_retries
 from tubelet.tracking import Tracker
 
 SCORES_FILE = "metrics.json"
@@ -68,10 +68,14 @@ def publish(
             if path.is_file():
                 tracker.log_file(path, f"figures/{path.name}" if path.suffix == ".png" else path.name)
         if out is not None:
-            storage.delete_tree(out, options)
-            storage.upload_dir(folder, out, options)
-            storage.write_bytes(storage.join(out, SCORES_FILE), text.encode(), options)
+            with_retries(lambda: _replace(out, folder, text, options))
     tracker.log_text(text, SCORES_FILE)
+
+
+def _replace(out: str, folder: Path, text: str, options: StorageOptions) -> None:
+    storage.delete_tree(out, options)
+    storage.upload_dir(folder, out, options)
+    storage.write_bytes(storage.join(out, SCORES_FILE), text.encode(), options)
 
 
 def _write(evaluation: Evaluation, bundle: ModelBundle, folder: Path, make_page: MakePage | None) -> None:

@@ -17,6 +17,7 @@ from tubelet.inference.output import OutputFiles
 from tubelet.inference.sink import part_name, part_numbers
 from tubelet.labelling.tasks import interface, tasks_json, windows_csv
 from tubelet.plain_json import json_text, plain
+from tubelet.storage import with_retries
 
 WINDOWS, TASKS = ".windows.csv", ".label-studio.json"
 FORMATS = (".jsonl", ".csv", WINDOWS, TASKS)
@@ -52,7 +53,7 @@ def export(files: OutputFiles, uri: str, *, formulas: bool = False) -> int:
                     text = _csv(table, header=not rows, formulas=formulas) if as_csv else _jsonl(table)
                 target.write(text)
                 rows += table.num_rows
-        storage.upload_file(local, uri, files.options)
+        with_retries(lambda: storage.upload_file(local, uri, files.options))
     return rows
 
 
@@ -73,8 +74,9 @@ def _export_tasks(files: OutputFiles, uri: str) -> int:
         with local.open("w", encoding="utf-8") as target:
             target.writelines(tasks_json(counted()))
         page = interface(sorted(labels), timeline=timeline)
-        storage.write_bytes(uri.removesuffix(".json") + ".xml", page.encode(), files.options)
-        storage.upload_file(local, uri, files.options)
+        beside = uri.removesuffix(".json") + ".xml"
+        with_retries(lambda: storage.write_bytes(beside, page.encode(), files.options))
+        with_retries(lambda: storage.upload_file(local, uri, files.options))
     return rows
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tubelet import storage
 from tubelet.inference.bundle import ModelBundle
+from tubelet.storage import with_retries
 from tubelet.tracking import Tracker
 from tubelet.training.card import model_card
 from tubelet.training.checkpoint import CheckpointStore
@@ -37,7 +38,8 @@ def publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
         elif best == total and version is not None:
             tracker.set_alias(name, "best", version)
         local = Path(folder) / "step" / MODEL_FILE
-        storage.upload_file(local, storage.join(request.out, MODEL_FILE), request.options)
+        target = storage.join(request.out, MODEL_FILE)
+        with_retries(lambda: storage.upload_file(local, target, request.options))
     return {
         "out": request.out,
         "steps": total,

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from tubelet import storage
 from tubelet.inference.bundle import ModelBundle
+from tubelet.storage import with_retries
 from tubelet.tracking import Tracker
 from tubelet.training.build import metadata_of
 from tubelet.training.card import model_card
@@ -104,7 +105,8 @@ def publish_model(
         local = bundle.save(Path(folder) / "step")
         card = model_card(prepared, notes)
         version = tracker.log_model(local.parent, name, alias="final", card=card)
-        storage.upload_file(local, storage.join(request.out, MODEL_FILE), request.options)
+        target = storage.join(request.out, MODEL_FILE)
+        with_retries(lambda: storage.upload_file(local, target, request.options))
     return {
         "out": request.out,
         "steps": 0,
