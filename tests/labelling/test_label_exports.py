@@ -10,7 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from support import S3Bucket
 from support.corpus import put, put_text
+from support.s3_proxy import Fault, Mode, s3_proxy
 from tubelet import storage
 from tubelet.corpus.labels import load_labels
 from tubelet.inference.output import OutputFiles, parquet_bytes
@@ -52,6 +54,20 @@ def test_windows_are_one_csv_with_start_end_label_and_confidence(tmp_path: Path)
         ["a, b.mp4", "0.0", "2.0", "left", "0.75"],
         ["a, b.mp4", "2.0", "4.0", "right", "0.5"],
     ]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.label-studio.json"])
+def test_a_store_that_is_away_at_the_end_is_waited_for(
+    name: str, tmp_path: Path, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write_rows(tmp_path / "out", [window("a.mp4", 0, "left", 0.75)])
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with s3_proxy(s3.server) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.fault = Fault(Mode.OVERLOADED, match="/x.", times=1)
+        export(files, f"{s3.uri}/{name}")
+    assert proxy.fault.hits == 1
+    assert b"a.mp4" in storage.read_bytes(f"{s3.uri}/{name}")
 
 
 @pytest.mark.parametrize("whole", [True, False])
