@@ -121,6 +121,8 @@ def read_rows(uri: str) -> list[dict[str, Any]]:
     import pyarrow.dataset as ds
 
     table = ds.dataset(path, filesystem=filesystem, format="parquet").to_table()
+    if not table.schema.names:  # nothing is published yet
+        return []
     rows: list[dict[str, Any]] = table.sort_by([("key", "ascending"), ("window", "ascending")]).to_pylist()
     return rows
 
