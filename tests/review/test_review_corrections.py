@@ -256,14 +256,17 @@ def test_served_corrections_are_kept_as_they_are_made(served: tuple[str, Path], 
 def test_the_command_prints_an_address_that_opens_the_page(tmp_path: Path) -> None:
     out = write_rows(tmp_path / "out", [row_of(1, str(write_video(tmp_path / "v.mp4", 1)))])
     command = [Path(sys.executable).with_name("tubelet"), "review", str(out), "--serve"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert server.stderr is not None
-    address = next(line.split()[-1] for line in server.stderr if line.startswith("open "))
-    visitor = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-    with visitor.open(address, timeout=30) as page:
-        assert b"<html" in page.read()
-    server.send_signal(signal.SIGINT)
-    assert server.wait(60) == 130
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stderr is not None
+            address = next(line.split()[-1] for line in server.stderr if line.startswith("open "))
+            visitor = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+            with visitor.open(address, timeout=30) as page:
+                assert b"<html" in page.read()
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) == 130
+        finally:
+            server.kill()
 
 
 def test_served_search_goes_over_all_rows(browser: Browser, tmp_path: Path) -> None:
