@@ -15,6 +15,8 @@ _log = logging.getLogger(__name__)
 SAY_EVERY_S = 30.0
 _POLL_S = 1.0
 _LOOK_EVERY_S = 5.0
+# What each node keeps that is asked for by `nodes_held`.
+HOLD_CPUS = 0.001
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Cluster:
         now: resources of its nodes, as ``ray.cluster_resources()`` says.
         most: what it may grow to, as far as its autoscaler says so; never less than ``now``.
         grows: nodes may come: there is an autoscaler, or a head that is not there to work.
+        most_nodes: nodes with CPUs that there may be, as far as its autoscaler says so; 0: it does not.
     """
 
     now: Mapping[str, float]
     most: Mapping[str, float]
     grows: bool
+    most_nodes: int = 0
 
     @classmethod
     def look(cls) -> Cluster:
@@ -42,7 +46,8 @@ class Cluster:
         for name in ("CPU", "GPU"):
             largest = sum(group.resources.get(name, 0) * max(group.max_count, 0) for group in groups)
             most[name] = max(now.get(name, 0.0), float(largest))
-        return cls(now, most, bool(groups) or _has_idle_head())
+        nodes = sum(max(group.max_count, 0) for group in groups if group.resources.get("CPU"))
+        return cls(now, most, bool(groups) or _has_idle_head(), nodes)
 
     def has(self, least: Mapping[str, float]) -> bool:
         """Whether all of ``least`` is there."""
@@ -124,6 +129,31 @@ def requested(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
         yield
     finally:
         request_resources(bundles=[])
+
+
+def working_nodes() -> int:
+    """How many nodes have a CPU or more."""
+    import ray
+
+    return sum(node["Alive"] and node["Resources"].get("CPU", 0.0) >= 1 for node in ray.nodes())
+
+
+@contextmanager
+def nodes_held(count: int) -> Iterator[None]:
+    """Ask the autoscaler for ``count`` nodes meanwhile, and keep them from being taken away as idle.
+
+    For work that reserves so little that all of it would find room on one node.
+    """
+    if count < 2:
+        yield
+        return
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group([{"CPU": HOLD_CPUS}] * count, strategy="STRICT_SPREAD")
+    try:
+        yield
+    finally:
+        remove_placement_group(group)
 
 
 def _groups() -> list[Any]:

@@ -121,7 +121,7 @@ class RecordedEvents:
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
-        self.stop_reason = ""
+        self.stop_reason, self.save = "", False
 
     def send(self, record: dict[str, Any]) -> None:
         self.records.append(record)

@@ -1,4 +1,4 @@
-"""What a run says that was asked to stop."""
+"""What a run says that was asked to stop, and how ranks are asked to save."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import psutil
 import pytest
 import ray
 from tubelet.config import UserError
+from tubelet.training.events import _EventQueue
 from tubelet.training.fit import _without_ray
 from tubelet.training.local_ray import LocalRay, LocalRayError
 
@@ -25,3 +26,15 @@ def test_what_failed_after_a_signal_is_named_where_ray_is_not_ours(monkeypatch: 
     said = str(_without_ray(LOST, local, ["SIGTERM"], 40))
     assert said.startswith("stopped by SIGTERM at step 40 (Ray was stopped, too; ")
     assert isinstance(_without_ray(LocalRayError("gone"), local, [], 40), UserError)
+
+
+def test_ranks_are_asked_to_save_until_they_have_or_start_anew() -> None:
+    queue = _EventQueue()
+    assert queue.put({"kind": "step"}) == ("", False)
+    for answer in ("saved", "start"):
+        queue.request_save()
+        assert queue.put({"kind": "step"}) == ("", True)
+        assert queue.is_saving()
+        queue.put({"kind": answer})
+        assert not queue.is_saving()
+    assert [record["kind"] for record in queue.drain()] == ["step", "step", "step", "start"]

@@ -1,4 +1,4 @@
-"""The event queue between ranks and driver: records go to the driver, its request to stop comes back.
+"""The event queue between ranks and driver: records go to the driver, requests to stop or save come back.
 
 MLflow and the terminal belong to the driver, so that ranks start fast, and that neither an outage of the
 tracking server nor the death of a rank costs a figure.
@@ -16,12 +16,15 @@ Record = dict[str, Any]
 class _EventQueue:
     def __init__(self) -> None:
         self._records: list[Record] = []
-        self._stop = ""
+        self._stop, self._save = "", False
 
-    def put(self, record: Record) -> str:
-        """Append a record; returns why the ranks should stop, or ''."""
-        self._records.append(record)
-        return self._stop
+    def put(self, record: Record) -> tuple[str, bool]:
+        """Append a record; returns why the ranks should stop, or '', and whether they should save."""
+        if record["kind"] in ("start", "saved"):
+            self._save = False
+        if record["kind"] != "saved":
+            self._records.append(record)
+        return self._stop, self._save
 
     def drain(self) -> list[Record]:
         """All records since the last call, in the order they came."""
@@ -31,6 +34,14 @@ class _EventQueue:
     def request_stop(self, reason: str) -> None:
         """Ask the ranks to save a checkpoint and end."""
         self._stop = reason
+
+    def request_save(self) -> None:
+        """Ask the ranks to save a checkpoint and go on; see :meth:`is_saving`."""
+        self._save = True
+
+    def is_saving(self) -> bool:
+        """Whether the ranks have yet to do what :meth:`request_save` asked for."""
+        return self._save
 
 
 def start_event_queue() -> Any:
@@ -48,13 +59,15 @@ class EventSender:
         self._queue = queue
         self._answers: list[Any] = []
         self.stop_reason = ""
+        self.save = False
 
     def send(self, record: Record) -> None:
         """Send a record."""
         self._answers.append(self._queue.put.remote(record))
         ready, self._answers = ray.wait(self._answers, num_returns=len(self._answers), timeout=0)
         for answer in ready:
-            self.stop_reason = ray.get(answer) or self.stop_reason
+            reason, self.save = ray.get(answer)
+            self.stop_reason = reason or self.stop_reason
 
     def flush(self) -> None:
         """Return once all records have arrived."""

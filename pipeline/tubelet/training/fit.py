@@ -16,9 +16,9 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
 
 from tubelet import storage
+from tubelet.cluster import nodes_held
 from tubelet.config import UserError
 from tubelet.progress import ProgressLine
 from tubelet.storage.errors import DiskFullError
@@ -26,6 +26,7 @@ from tubelet.storage.lock import LockLostError, OutputLock
 from tubelet.tracking import Tracker, run_name
 from tubelet.training.build import make_job
 from tubelet.training.checkpoint import CheckpointStore
+from tubelet.training.elastic import LOOK_EVERY_S, ElasticTrainer
 from tubelet.training.events import Record, start_event_queue
 from tubelet.training.failures import Reasons, diverged, root_cause, too_many_errors
 from tubelet.training.feed import NAME, Feed
@@ -162,15 +163,18 @@ def _params(prepared: Prepared) -> dict[str, object]:
     return flat | {"total_steps": prepared.total_steps, "train_videos": len(prepared.examples)}
 
 
-def _trainer(job: TrainJob, resources: Resources, scratch: str) -> TorchTrainer:
+def _trainer(job: TrainJob, resources: Resources, scratch: str) -> ElasticTrainer:
     least, most = job.recipe.world
-    return TorchTrainer(
+    return ElasticTrainer(
         train_worker,
+        queue=job.events,
+        rank_per_node=resources.rank_per_node,
         train_loop_config={"job": job},
         datasets={NAME: _no_dataset},
         dataset_config=Feed(job.feed),
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if least == most else (least, most),
+            elastic_resize_monitor_interval_s=LOOK_EVERY_S,
             use_gpu=resources.use_gpu,
             resources_per_worker=resources.per_rank,
             # Ranks without GPUs share the cores of their node: on nodes of their own, each has more.
@@ -215,7 +219,8 @@ def _train(prepared: Prepared, resources: Resources, tracker: Tracker, lock: Out
                 raise _without_ray(error, local, reasons, store.newest() or 0) from error
 
         # In a thread: the main one handles signals and feeds the tracker.
-        thread = threading.Thread(target=_fit_in_thread, args=(trainer, errors), name="fit", daemon=True)
+        args = (trainer, resources.nodes, errors)
+        thread = threading.Thread(target=_fit_in_thread, args=args, name="fit", daemon=True)
         thread.start()
         with ProgressLine("train", prepared.total_steps, "steps") as line:
             while thread.is_alive():
@@ -244,9 +249,10 @@ def _log_failures(progress: Progress, tracker: Tracker) -> None:
         tracker.log_text("uri\terror_code\terror\n" + "\n".join(lines) + "\n", "failed_videos.tsv")
 
 
-def _fit_in_thread(trainer: TorchTrainer, errors: list[BaseException]) -> None:
+def _fit_in_thread(trainer: ElasticTrainer, nodes: int, errors: list[BaseException]) -> None:
     try:
-        trainer.fit()
+        with nodes_held(nodes):
+            trainer.fit()
     except BaseException as error:
         errors.append(error)
 

@@ -93,7 +93,7 @@ class Rank:
         scaled = self.recipe.precision == "fp16"
         self.health = Health(self.recipe.max_error_rate, self.recipe.max_skipped_steps if scaled else None)
         self.last_forward: Callable[[], Tensor] | None = None
-        self.preempted = self.learned = False
+        self.save_now = self.learned = False
         self.busy = Utilisation(GPU_UTILISATION, shown=self.device.type == "cuda")
         self._asked_s = time.monotonic()
 
@@ -134,7 +134,7 @@ class Rank:
         for step in range(self.state.step, self.job.feed.total_steps):
             now = self._step(step)
             outcome, before = self._finish_step(before), now
-            if outcome is Outcome.DONE and (self._is_due(step + 1) or self.preempted):
+            if outcome is Outcome.DONE and (self._is_due(step + 1) or self.save_now):
                 # A checkpoint holds the records of all steps before it.
                 outcome, before = self._finish_step(before), None
                 if outcome is Outcome.DONE and not self._checkpoint(step + 1):
@@ -162,9 +162,10 @@ class Rank:
             return False
         # Of a batch that nothing was learned from there is nothing to keep: what is there may be better.
         sound = self._save() if self.learned else True
-        if self.preempted and self.writer:
-            self.writer.wait()  # the node is about to go
-        self.preempted = False
+        if self.save_now and self.writer:
+            self.writer.wait()  # the node is about to go, or the ranks are
+            self._send(kind="saved")
+        self.save_now = False
         return sound
 
     # ---- one step
@@ -224,6 +225,7 @@ class Rank:
         told = self.events.stop_reason == Outcome.TAKEN_OVER
         ended = self.writer and (self.writer.lost or self.writer.full)
         local.writes_no_more = float(told or bool(ended))
+        local.save = float(self.events.save)
         if self.job.watch_nodes and time.monotonic() - self._asked_s > PREEMPTION_EVERY_S:
             local.look_for_preemption = 1.0
             self._asked_s = time.monotonic()
@@ -238,7 +240,9 @@ class Rank:
             return Outcome.TAKEN_OVER
         if totals.look_for_preemption and ray.train.get_preemption_info() is not None:
             # Ray Train will start the ranks anew elsewhere, and counts no failure.
-            self.preempted = True
+            self.save_now = True
+        if totals.save:
+            self.save_now = True
         clips = self.health.see_clips(pending.step, self.recipe.batch, int(totals.failed))
         if not pending.learned:
             self._send(kind="empty step", step=step, failed=int(totals.failed))

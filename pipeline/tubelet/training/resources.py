@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from tubelet.cluster import Cluster, requested, wait_for
+from tubelet.cluster import HOLD_CPUS, Cluster, requested, wait_for, working_nodes
 from tubelet.config import UserError, usable_cores
 from tubelet.training.recipe import Recipe
 from tubelet.training.stream import PLAN_CPUS, REPARTITION_CPUS
@@ -32,6 +32,10 @@ class Resources:
     decode_workers: int
     elastic: bool = False
     """Whether nodes may come: each start of the ranks then looks how many decode workers there can be."""
+    rank_per_node: bool = False
+    """Whether there are no more ranks than nodes, but for the fewest that are wanted."""
+    nodes: int = 0
+    """How many nodes the autoscaler is asked for; 0: those that have what the ranks reserve."""
 
     @property
     def per_rank(self) -> dict[str, float]:
@@ -65,7 +69,11 @@ def plan_resources(recipe: Recipe) -> Resources:
             f"{cpus:g} CPUs are too few for workers={recipe.workers} and {workers} decode workers: "
             "lower workers=, rank_cpus= or decode_workers=, or add CPUs"
         )
-    return Resources(use_gpu, rank_cpus, workers, cluster.grows and not recipe.decode_workers)
+    elastic = cluster.grows and not recipe.decode_workers
+    # Ranks without GPUs reserve next to nothing, unless told to: all of them would be on the first node.
+    rank_per_node = not use_gpu and not recipe.rank_cpus and (cluster.grows or working_nodes() > 1)
+    nodes = min(most, cluster.most_nodes) if rank_per_node and least < most else 0
+    return Resources(use_gpu, rank_cpus, workers, elastic, rank_per_node, nodes)
 
 
 def _wait(recipe: Recipe, least: int, most: int, *, use_gpu: bool) -> Cluster:
@@ -92,7 +100,7 @@ def decoders_now(resources: Resources, ranks: int) -> int:
     return _decoders(cpus, left, use_gpu=resources.use_gpu)
 
 
-def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str]) -> float:
+def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str], *, held: bool = False) -> float:
     """Logical CPUs of each of ``workers`` decode workers beside the ranks, on the nodes that there are now.
 
     However Ray places the decode workers, some node keeps room for the tasks that plan and cut blocks: if
@@ -100,6 +108,7 @@ def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str]) -> fl
 
     Args:
         rank_nodes: the node of each rank.
+        held: nodes are held for the ranks (see :func:`tubelet.cluster.nodes_held`).
 
     Raises:
         UserError: there is no room.
@@ -108,7 +117,13 @@ def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str]) -> fl
     for node in rank_nodes:
         if node in free:
             free[node] -= rank_cpus
-    left = sum(max(0.0, cpus - PLAN_CPUS - REPARTITION_CPUS) for cpus in free.values())
+    others = PLAN_CPUS + REPARTITION_CPUS + (HOLD_CPUS if held else 0.0)
+    left = sum(max(0.0, cpus - others) for cpus in free.values())
+    # Beside ranks Ray Data counts whole CPUs of each node only. Beyond these it plans first, a long way ahead,
+    # and cuts no block meanwhile.
+    whole = sum(int(max(0.0, cpus)) for cpus in free.values()) - PLAN_CPUS - REPARTITION_CPUS
+    if whole / workers >= _LEAST_DECODE_CPUS:
+        left = min(left, whole)
     if left / workers < _LEAST_DECODE_CPUS:
         raise UserError(
             f"no node has CPUs left for {workers} decode workers beside {len(rank_nodes)} ranks: "

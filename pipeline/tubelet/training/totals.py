@@ -22,6 +22,7 @@ class Totals:
     stop: float = 0.0
     look_for_preemption: float = 0.0
     writes_no_more: float = 0.0
+    save: float = 0.0
 
     def reduced(self, sums: Tensor) -> Tensor:
         """Global sums, float64 on the device; ``sums`` are this rank's first three fields."""
