@@ -119,8 +119,8 @@ def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str], *, he
             free[node] -= rank_cpus
     others = PLAN_CPUS + REPARTITION_CPUS + (HOLD_CPUS if held else 0.0)
     left = sum(max(0.0, cpus - others) for cpus in free.values())
-    # Beside ranks Ray Data counts whole CPUs of each node only. Beyond these it plans first, a long way ahead,
-    # and cuts no block meanwhile.
+    # Beside ranks Ray Data counts whole CPUs of each node only. Beyond these it plans first, a long way
+    # ahead, and cuts no block meanwhile.
     whole = sum(int(max(0.0, cpus)) for cpus in free.values()) - PLAN_CPUS - REPARTITION_CPUS
     if whole / workers >= _LEAST_DECODE_CPUS:
         left = min(left, whole)
