@@ -29,6 +29,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     names = {
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+        "RAY_NODE_TYPE_NAME": "ray.head.default",
     }
     head = {"env_vars": names, "no_monitor": True}
     with ray_head(0, head=head, enable_autoscaler_v2=True) as cluster:
