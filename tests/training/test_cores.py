@@ -1,4 +1,4 @@
-"""Which cores ranks compute on."""
+"""Which cores ranks compute on, and how many CPUs decode workers have beside them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from tubelet.config import usable_cores
-from tubelet.training.resources import use_cores
+from tubelet.training.resources import share_of, use_cores
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +33,20 @@ def test_named_cores_are_the_only_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     use_cores(1)
     assert os.sched_getaffinity(0) == {core}
     assert torch.get_num_threads() == usable_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "rooms", "each"),
+    [
+        (1, [1.775], 1.0),
+        (2, [1.775], 0.88),
+        # One worker for two nodes of one CPU: more than either of them has would never start.
+        (1, [0.775, 0.775, -0.1], 0.77),
+        (3, [0.775, 0.775], 0.38),
+        (4, [0.2, 2.9], 0.72),
+        (5, [0.02], 0.0),
+        (1, [], 0.0),
+    ],
+)
+def test_decode_workers_fit_on_the_nodes_there_are(workers: int, rooms: list[float], each: float) -> None:
+    assert share_of(workers, rooms) == pytest.approx(each)

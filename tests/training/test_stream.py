@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import ray
+from ray.data._internal.execution.interfaces import PhysicalOperator
+from ray.data._internal.logical.optimizers import get_execution_plan
 from support.training import write_corpus
 from tubelet.clips import ClipSpec, TrainCrop
 from tubelet.corpus.manifest import read_manifest
 from tubelet.training.examples import load_examples
 from tubelet.training.plan import BatchShape, Plan, Validation
-from tubelet.training.stream import StreamConfig, stream_options, training_stream
+from tubelet.training.stream import PLAN_CPUS, StreamConfig, stream_options, training_stream
 
 SPEC = ClipSpec(frames=4, stride=1, size=32, short_side=40)
 STEPS, BATCH = 5, 7
@@ -92,3 +94,15 @@ def test_world_does_not_change_what_is_decoded(plan: Plan, tmp_path: Path) -> No
         return sorted(steps.items())
 
     assert samples(BatchShape(BATCH, 1)) == samples(BatchShape(BATCH, 3, 2))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_all_but_decoding_takes_a_tenth_of_a_cpu(plan: Plan) -> None:
+    config = StreamConfig(SPEC, TrainCrop(), (2, 1), 0, decode_workers=2, decode_cpus=0.3)
+    stream = training_stream(ray.put(plan), BatchShape(BATCH, 2), (0, STEPS), config)
+    operator: PhysicalOperator = get_execution_plan(stream._logical_plan)[0].dag
+    least = []
+    while operator.input_dependencies:
+        least.append(operator.min_max_resource_requirements()[0].cpu)
+        (operator,) = operator.input_dependencies
+    assert least == [pytest.approx(2 * 0.3), PLAN_CPUS]

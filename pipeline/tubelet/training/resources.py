@@ -15,7 +15,7 @@ import torch
 from tubelet.cluster import HOLD_CPUS, Cluster, requested, wait_for, working_nodes
 from tubelet.config import UserError, usable_cores
 from tubelet.training.recipe import Recipe
-from tubelet.training.stream import PLAN_CPUS, REPARTITION_CPUS
+from tubelet.training.stream import PLAN_CPUS
 
 # A rank without a GPU computes on all cores it finds; what it reserves is bookkeeping only.
 CPU_RANK_CPUS = 0.125  # a binary fraction: Ray Train counts elastic ranks by floor division
@@ -62,7 +62,7 @@ def plan_resources(recipe: Recipe) -> Resources:
         raise UserError(f"workers={recipe.workers}: the cluster has {gpus:g} GPUs; lower workers=")
     rank_cpus = recipe.rank_cpus or (GPU_RANK_CPUS if use_gpu else CPU_RANK_CPUS)
     ranks = min(most, int(gpus)) if use_gpu else most
-    left = cpus - ranks * rank_cpus - PLAN_CPUS - REPARTITION_CPUS
+    left = cpus - ranks * rank_cpus - PLAN_CPUS
     workers = recipe.decode_workers or _decoders(cpus, left, use_gpu=use_gpu)
     if left / workers < _LEAST_DECODE_CPUS:
         raise UserError(
@@ -79,7 +79,7 @@ def plan_resources(recipe: Recipe) -> Resources:
 def _wait(recipe: Recipe, least: int, most: int, *, use_gpu: bool) -> Cluster:
     rank_cpus = recipe.rank_cpus or (GPU_RANK_CPUS if use_gpu else CPU_RANK_CPUS)
     decoders = recipe.decode_workers or 1
-    need = {"CPU": least * rank_cpus + PLAN_CPUS + REPARTITION_CPUS + _LEAST_DECODE_CPUS * decoders}
+    need = {"CPU": least * rank_cpus + PLAN_CPUS + _LEAST_DECODE_CPUS * decoders}
     bundles = [{"CPU": rank_cpus, **({"GPU": 1.0} if use_gpu else {})}] * most
     bundles += [{"CPU": 1.0}] * (decoders + 2)
     if use_gpu:
@@ -96,15 +96,15 @@ def _decoders(cpus: float, left: float, *, use_gpu: bool) -> int:
 def decoders_now(resources: Resources, ranks: int) -> int:
     """Decode workers beside ``ranks`` on the nodes that there are now."""
     cpus = float(ray.cluster_resources().get("CPU", 0.0))
-    left = cpus - ranks * resources.rank_cpus - PLAN_CPUS - REPARTITION_CPUS
+    left = cpus - ranks * resources.rank_cpus - PLAN_CPUS
     return _decoders(cpus, left, use_gpu=resources.use_gpu)
 
 
 def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str], *, held: bool = False) -> float:
     """Logical CPUs of each of ``workers`` decode workers beside the ranks, on the nodes that there are now.
 
-    However Ray places the decode workers, some node keeps room for the tasks that plan and cut blocks: if
-    none does, the ranks wait for ever.
+    However Ray places the decode workers, each node keeps room for the task that plans: if none does, the
+    ranks wait for ever.
 
     Args:
         rank_nodes: the node of each rank.
@@ -117,20 +117,31 @@ def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str], *, he
     for node in rank_nodes:
         if node in free:
             free[node] -= rank_cpus
-    others = PLAN_CPUS + REPARTITION_CPUS + (HOLD_CPUS if held else 0.0)
-    left = sum(max(0.0, cpus - others) for cpus in free.values())
-    # Beside ranks Ray Data counts whole CPUs of each node only. Beyond these it plans first, a long way
-    # ahead, and cuts no block meanwhile.
-    whole = sum(int(max(0.0, cpus)) for cpus in free.values()) - PLAN_CPUS - REPARTITION_CPUS
-    if whole / workers >= _LEAST_DECODE_CPUS:
-        left = min(left, whole)
-    if left / workers < _LEAST_DECODE_CPUS:
+    others = PLAN_CPUS + (HOLD_CPUS if held else 0.0)
+    cpus = share_of(workers, [room - others for room in free.values()])
+    # Beside ranks Ray Data counts whole CPUs of each node only. Where workers have more, it plans only when
+    # all of them wait.
+    whole = (sum(int(max(0.0, room)) for room in free.values()) - PLAN_CPUS) / workers
+    if whole >= _LEAST_DECODE_CPUS:
+        cpus = min(cpus, int(whole * 100) / 100)
+    if cpus < _LEAST_DECODE_CPUS:
         raise UserError(
             f"no node has CPUs left for {workers} decode workers beside {len(rank_nodes)} ranks: "
             "lower rank_cpus= or decode_workers=, or add CPUs"
         )
-    # Two digits, rounded down: Ray counts in ten-thousandths, and a hair too much never fits.
-    return int(min(1.0, left / workers) * 100) / 100
+    return cpus
+
+
+def share_of(workers: int, rooms: Sequence[float]) -> float:
+    """The most CPUs, 1 at most, that each of ``workers`` can have, each on one node.
+
+    Args:
+        rooms: CPUs that each node has left.
+    """
+    # Hundredths, rounded down: Ray counts in ten-thousandths, and a hair too much never fits.
+    whole = [int(room * 100 + 1e-6) for room in rooms if room > 0]
+    fitting = (each for each in range(100, 0, -1) if sum(room // each for room in whole) >= workers)
+    return next(fitting, 0) / 100
 
 
 def use_cores(local_ranks: int) -> None:

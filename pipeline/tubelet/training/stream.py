@@ -1,6 +1,6 @@
 """The training stream: a Ray Data graph from the plan to blocks of exactly one micro-batch.
 
-``chunks -> requests -> blocks of one micro-batch -> decode actors``, in order. With equal blocks
+``chunks -> requests in blocks of one micro-batch -> decode actors``, in order. With equal blocks
 in order, ``streaming_split`` deals them out round robin, so micro-batch ``m`` belongs to rank ``m % world``
 whatever the decode times, and any number of decode workers gives the same batches.
 """
@@ -16,6 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
+from ray.data._internal.logical.interfaces import LogicalPlan
+from ray.data._internal.logical.operators import StreamingRepartition
 
 from tubelet.clips.decoder import Batch, ClipDecoder
 from tubelet.clips.pace import throttle_scheduler
@@ -31,8 +33,7 @@ _MAX_SOURCE_BLOCKS = 64
 # Making requests costs next to nothing; a whole CPU for it would be taken from decoding. One task at a time:
 # each of several would start a process, which takes seconds of a small machine.
 PLAN_CPUS = 0.1
-# Ray Data's own task that cuts blocks to length takes this many, and has no setting for it.
-REPARTITION_CPUS = 1.0
+_ONE_TASK = TaskPoolStrategy(size=1)
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,10 @@ def training_stream(
     # Chunks come from memory: a read stage would hold whole CPUs, which two-core machines do not have to
     # spare.
     ids = np.array_split(np.arange(chunks), min(chunks, _MAX_SOURCE_BLOCKS))
-    requests = (
-        ray.data.from_blocks([pa.table({"chunk": part}) for part in ids])
-        .map_batches(plan_batches, batch_size=None, num_cpus=PLAN_CPUS, compute=TaskPoolStrategy(size=1))
-        .repartition(target_num_rows_per_block=shape.rows, strict=True)
+    requests = ray.data.from_blocks([pa.table({"chunk": part}) for part in ids]).map_batches(
+        plan_batches, batch_size=None, num_cpus=PLAN_CPUS, compute=_ONE_TASK
     )
-    stream = requests.map_batches(
+    stream = _cut(requests, shape.rows).map_batches(
         TrainDecoder,
         fn_constructor_args=(config,),
         batch_size=None,
@@ -84,6 +83,22 @@ def training_stream(
     throttle_scheduler(stream.context)
     watch_queues(stream.context)
     return stream
+
+
+def _cut(requests: Dataset, rows: int) -> Dataset:
+    """``requests`` in blocks of ``rows``; each of their tasks makes a whole number of these.
+
+    ``Dataset.repartition`` does it in tasks of one CPU, and has no setting for them. Where the ranks leave
+    less than that, Ray Data first plans the run to its end, and ranks on nodes of one CPU wait for ever. With
+    the CPUs of the tasks that plan, it becomes part of these.
+    """
+    cut = StreamingRepartition(
+        target_num_rows_per_block=rows,
+        input_dependencies=[requests._logical_plan.dag],
+        ray_remote_args={"num_cpus": PLAN_CPUS},
+        compute=_ONE_TASK,
+    )
+    return Dataset._from_parent(requests, LogicalPlan(cut, requests.context))
 
 
 class TrainDecoder:
