@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ _log = logging.getLogger(__name__)
 SAY_EVERY_S = 30.0
 _POLL_S = 1.0
 _LOOK_EVERY_S = 5.0
+_ANSWER_S = 3.0
 # What each node keeps that is asked for by `nodes_held`.
 HOLD_CPUS = 0.001
 
@@ -132,10 +135,20 @@ def requested(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
 
 
 def working_nodes() -> int:
-    """How many nodes have a CPU or more."""
+    """How many nodes have a CPU or more and answer: that one is lost, Ray finds out some 15 s later."""
     import ray
 
-    return sum(node["Alive"] and node["Resources"].get("CPU", 0.0) >= 1 for node in ray.nodes())
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0.0) >= 1]
+    with ThreadPoolExecutor(32, thread_name_prefix="nodes") as pool:
+        return sum(pool.map(_answers, nodes))
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import ray
 import torch
 import tubelet
+from ray.cluster_utils import Cluster
 from support.cluster import CoresInUse, Job, ray_head
 from support.labelling import assert_one_row_each, read_rows, tiny_bundle, write_video
 from support.training import RECIPE, weights_of
@@ -79,23 +81,36 @@ def test_train_grows_with_the_cluster_and_outlives_a_node(
     with ray_head(0) as cluster, CoresInUse() as cores:
         job = Job(cluster.address, tmp_path, *train(out, "workers=1..2", "max_steps=4000"))
         job.wait_for("waiting for nodes: the cluster has 0 of ")
-        cluster.add_node(num_cpus=2)
+        # A rank, its share of the decoders, and the plan find room on one CPU.
+        cluster.add_node(num_cpus=1)
         job.wait_until(lambda: is_complete(str(out), 20))
-        second = cluster.add_node(num_cpus=2)
+        second = cluster.add_node(num_cpus=1)
         job.wait_for("with 2 ranks")
         (grown,) = re.findall(r"node joined at step (\d+); going on at step (\d+) with 2 ranks", job.said)
         # They saved first: what they did while they were taken down is little.
         assert int(grown[0]) - int(grown[1]) < 15, grown
         assert int(grown[1]) % 20 or is_complete(str(out), int(grown[1]))
+        assert all(used > 0.1 for used in _used(cluster)), "ranks that could have had a node each share one"
         job.wait_until(lambda: is_complete(str(out), (int(grown[1]) // 20 + 2) * 20))
         cluster.remove_node(second, allow_graceful=False)
         job.wait_for("with 1 rank\n")
         assert re.search(r"node lost at step \d+; going on at step \d+ with 1 rank\n", job.said)
         newest = int(re.findall(r"going on at step (\d+)", job.said)[-1])
         job.wait_until(lambda: is_complete(str(out), (newest // 20 + 1) * 20))
-        job.kill()
+        assert job.stop() == 143
     print(cores.lines())
     print(*re.findall(r".*going on at step.*", job.said), sep="\n")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([found.experiment_id for found in client.search_experiments()])
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert sorted(steps) == list(range(1, len(steps) + 1))
+    assert is_complete(str(out), len(steps))
+
+
+def _used(cluster: Cluster) -> list[float]:
+    """CPUs in use on each node but the head."""
+    free = ray._private.state.available_resources_per_node()
+    return [1 - free[node.node_id].get("CPU", 0.0) for node in cluster.worker_nodes]
 
 
 def test_train_goes_on_where_a_head_was_lost_with_equal_weights(

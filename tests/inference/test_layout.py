@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
+import pytest
+import ray
 from tubelet.clips import ClipSpec
-from tubelet.cluster import Cluster, nodes_line, waiting_line
+from tubelet.cluster import Cluster, nodes_line, waiting_line, working_nodes
 from tubelet.inference.driver import _first
 from tubelet.inference.graph import plan_resources
 from tubelet.inference.plan import Shard
@@ -62,3 +66,14 @@ def test_tasks_take_a_while_once_it_is_known_what_a_request_takes() -> None:
     assert layout.measured(1e-6, MANY).task_rows == 4096
     assert layout.measured(0.05, 1280).task_rows == 10  # the last tasks spread evenly
     assert layout.measured(0.0, MANY).task_rows == layout.task_rows  # nothing was measured
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_node_that_ray_does_not_know_to_be_lost_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes, there = ray.nodes(), working_nodes()
+    assert there == 1
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        lost = nodes[0] | {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": closed.getsockname()[1]}
+        monkeypatch.setattr(ray, "nodes", lambda: [*nodes, lost])
+        assert working_nodes() == there

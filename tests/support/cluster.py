@@ -80,6 +80,11 @@ class Job:
         self._process.kill()
         self._process.wait()
 
+    def stop(self) -> int:
+        """Ask it to end, as a scheduler does; what it ends with."""
+        self._process.terminate()
+        return self.status()
+
     def status(self) -> int:
         """What it ends with."""
         return self._process.wait(timeout=400)

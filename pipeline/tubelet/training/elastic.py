@@ -68,6 +68,14 @@ class GrowingRanks(ElasticScalingPolicy):  # type: ignore[misc]
             return possible
         return min(possible, max(int(self.scaling_config.min_workers), working_nodes()))
 
+    def _get_resize_decision(self, num_workers: int) -> ResizeDecision:
+        # The decoders of the ranks before may still hold all CPUs of a node: it is waited for. Ranks that are
+        # only spread where there is room would all start on the node that joined.
+        if self._rank_per_node:
+            room = num_workers <= working_nodes()
+            self.scaling_config.placement_strategy = "STRICT_SPREAD" if room else "SPREAD"
+        return super()._get_resize_decision(num_workers)
+
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """At the start, and after a failure."""
         self._due = None
