@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,17 +59,24 @@ class Cluster:
 
 
 def wait_for(least: Mapping[str, float]) -> Cluster:
-    """Wait until the cluster has ``least``, where it may grow; says for what, and for how long by now."""
+    """Wait until the cluster has ``least``, where it may grow; says for what, and for how long by now.
+
+    An autoscaler that does not say what there may be has been asked for nothing so far (see
+    :func:`requested`): it is asked for ``least`` meanwhile.
+    """
     started_s = said_s = time.monotonic()
     cluster = Cluster.look()
+    if cluster.has(least) or not cluster.grows:
+        return cluster
     first = True
-    while not cluster.has(least) and cluster.grows:
-        now_s = time.monotonic()
-        if first or now_s - said_s >= SAY_EVERY_S:
-            first, said_s = False, now_s
-            _log.warning(waiting_line(cluster, least, now_s - started_s))
-        time.sleep(_POLL_S)
-        cluster = Cluster.look()
+    with nullcontext() if _groups() else _asked(_bundles(least)):
+        while not cluster.has(least) and cluster.grows:
+            now_s = time.monotonic()
+            if first or now_s - said_s >= SAY_EVERY_S:
+                first, said_s = False, now_s
+                _log.warning(waiting_line(cluster, least, now_s - started_s))
+            time.sleep(_POLL_S)
+            cluster = Cluster.look()
     return cluster
 
 
@@ -120,11 +128,15 @@ def _alive() -> frozenset[str]:
 def requested(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
     """Ask the autoscaler for room for ``bundles`` meanwhile; afterwards nodes without work may go.
 
-    Where there is no autoscaler nothing happens.
+    Only an autoscaler that says what there may be is asked: of more than that it would bring nothing at all.
+    Ray's own (KubeRay, ``ray up``) does not say it; see :func:`wait_for`.
     """
-    if not _groups():
+    with _asked(bundles) if _groups() else nullcontext():
         yield
-        return
+
+
+@contextmanager
+def _asked(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
     from ray.autoscaler.sdk import request_resources
 
     request_resources(bundles=[dict(bundle) for bundle in bundles])
@@ -132,6 +144,12 @@ def requested(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
         yield
     finally:
         request_resources(bundles=[])
+
+
+def _bundles(least: Mapping[str, float]) -> list[dict[str, float]]:
+    """``least``, in parts that may be on different nodes."""
+    parts = [[{name: min(1.0, amount)}] * math.ceil(amount) for name, amount in least.items()]
+    return [part for each in parts for part in each]
 
 
 def working_nodes() -> int:
@@ -155,7 +173,8 @@ def _answers(node: Mapping[str, Any]) -> bool:
 def nodes_held(count: int) -> Iterator[None]:
     """Ask the autoscaler for ``count`` nodes meanwhile, and keep them from being taken away as idle.
 
-    For work that reserves so little that all of it would find room on one node.
+    For work that reserves so little that all of it would find room on one node. Where there cannot be as
+    many, nothing happens.
     """
     if count < 2:
         yield
@@ -170,7 +189,7 @@ def nodes_held(count: int) -> Iterator[None]:
 
 
 def _groups() -> list[Any]:
-    """The autoscaler's groups of nodes that may have more; none without an autoscaler."""
+    """Groups of nodes that may have more, as far as an autoscaler tells the cluster of them."""
     from ray._private.state import state
 
     config = state.get_cluster_config()
