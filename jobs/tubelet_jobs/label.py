@@ -74,8 +74,12 @@ def command(options: LabelOptions) -> None:
         return
     page = None
     if config.review_limit:
-        anonymous = config.storage.anonymous
-        page = review_page(limit=config.review_limit, workers=config.workers, anonymous=anonymous)
+        page = review_page(
+            limit=config.review_limit,
+            workers=config.workers,
+            anonymous=config.storage.anonymous,
+            just_written=True,
+        )
     summary = job.run(lambda: connect_ray(options.ray_address), page)
     if not summary.labelled:
         say(f"nothing to do: all {summary.objects} objects are labelled in {summary.out}")

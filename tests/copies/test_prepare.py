@@ -18,7 +18,9 @@ from tubelet.clips import ClipDecoder, ClipSpec
 from tubelet.config import UserError, load_settings
 from tubelet.copies.config import PrepareConfig
 from tubelet.copies.job import PrepareJob, PrepareSummary
+from tubelet.copies.worker import CopyJob, CopyWorker
 from tubelet.corpus.manifest import made_from, read_manifest
+from tubelet.inference.workers import DecodeJob
 from tubelet.video import probe
 
 COUNT, BROKEN = 4, 2
@@ -111,6 +113,25 @@ def test_what_is_new_or_changed_is_copied_and_what_lies_there_is_taken(
     rows = rows_of(out)
     assert sorted(path for path, _ in rows) == ["new.mp4", *(f"v{n:05d}.mp4" for n in range(COUNT))]
     assert len({row["uri"] for row in rows.values()}) == COUNT + 1
+
+
+def test_copies_of_public_videos_are_written_with_credentials(videos: Path, s3: S3Bucket) -> None:
+    given = config(videos, f"{s3.uri}/copies", storage={"anonymous": True})
+    with pytest.raises(AssertionError, match="something to copy"):
+        PrepareJob(given).run(no_ray)
+    row = next(
+        row for row in read_manifest(f"{s3.uri}/copies/_manifest").to_pylist() if row["status"] == "ok"
+    )
+    job = CopyJob(given.spec, f"{s3.uri}/copies/_videos")
+    decode = DecodeJob((), storage=given.storage, limits=given.limits.limits())
+    worker = CopyWorker(decode, lambda _: iter(()), job, 1)
+    try:
+        for _ in range(2):  # the second time it is there
+            made = worker.row({**row, "request": 0, "window": 0})
+            assert made["status"] == "ok", made
+            assert storage.stat(made["copy_uri"]).etag == made["copy_etag"]  # type: ignore[union-attr]
+    finally:
+        worker.close()
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["whole", "segments"])

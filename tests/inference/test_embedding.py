@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from support import S3Bucket
 from support.labelling import CLASSES, tiny_bundle, write_corpus
 from support.timm import load_timm
+from tubelet import storage
 from tubelet.clips import ClipDecoder, ClipSpec
 from tubelet.config import UserError, load_settings
 from tubelet.inference.embedding import EmbedConfig, EmbedJob
@@ -39,7 +41,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def config(source: Path, model: str, out: Path, **more: object) -> EmbedConfig:
+def config(source: Path, model: str, out: object, **more: object) -> EmbedConfig:
     given = {"source": str(source), "model": model, "out": str(out), "max_error_rate": 1, **more}
     return load_settings(EmbedConfig, given)
 
@@ -88,6 +90,15 @@ def test_one_row_per_video_for_pandas_and_duckdb(
     assert (again.embedded, again.already_done, again.ok) == (0, COUNT, COUNT - 1)
     with pytest.raises(UserError, match=r"rows made otherwise: model .*\nChoose another --out$"):
         EmbedJob(config(videos, image, tmp_path / "out", size=35, frames=2)).run(no_ray)
+
+
+def test_the_output_of_public_videos_is_written_with_credentials(
+    videos: Path, tmp_path: Path, s3: S3Bucket
+) -> None:
+    model, out = str(tiny_bundle(tmp_path / "model")), f"{s3.uri}/out"
+    with pytest.raises(AssertionError, match="something to decode"):
+        EmbedJob(config(videos, model, out, storage={"anonymous": True})).run(no_ray)
+    assert {"_manifest", "_output.json", "_plan"} <= set(storage.list_names(out))
 
 
 def test_a_models_own_embedding_is_what_label_keeps(videos: Path, tmp_path: Path, ray_cluster: None) -> None:

@@ -49,3 +49,12 @@ def test_output_on_a_store_that_lacks_something(
         rows = read_rows(f"{s3.uri}/out")
     assert_one_row_each(rows, 5)
     assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_the_output_of_public_videos_is_written_with_credentials(
+    world: tuple[Path, Path], s3: S3Bucket
+) -> None:
+    videos, model = world
+    given = {"source": str(videos), "models": (str(model),), "out": f"{s3.uri}/out", "workers": 1}
+    write_output(LabelConfig(**given, storage={"anonymous": True}))
+    assert_one_row_each(read_rows(f"{s3.uri}/out"), 5)

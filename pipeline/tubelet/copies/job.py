@@ -30,7 +30,7 @@ from tubelet.inference.graph import Layout
 from tubelet.inference.output import OutputFiles, check_or_init_output
 from tubelet.inference.plan import Plan, make_plan
 from tubelet.inference.sink import PredictionSink
-from tubelet.inference.source import fingerprint_of, manifest_of
+from tubelet.inference.source import fingerprint_of, manifest_of, manifest_options
 from tubelet.inference.table_run import VideoTally, make_rows
 from tubelet.inference.workers import DecodeJob
 from tubelet.storage.lock import OutputLock
@@ -93,11 +93,12 @@ class PrepareJob:
         Raises:
             UserError: a bad input, an output of something else or in use, too many failures.
         """
-        config, options = self.config, self.config.storage
+        config = self.config
         started_s, tally = time.monotonic(), VideoTally(("copy_size", "decode_s"))
         manifest = manifest_of(config, self.out)
         if split_version(storage.normalise_uri(manifest))[0] == self.out:
             raise UserError("--out is the manifest that is copied from: choose a place of its own")
+        options = manifest_options(manifest, config.storage)
         manifest = pinned_uri(manifest, options)
         fingerprint_of(ManifestSlices.open(manifest, without=["keyframes_s"], options=options), config.source)
         with self._place() as files:
@@ -141,7 +142,7 @@ class PrepareJob:
     @contextmanager
     def _place(self) -> Iterator[OutputFiles]:
         """The table of copies, this job's own while inside."""
-        options = self.config.storage
+        options = self.config.storage.for_writing()
         with OutputLock(self.out, job="tubelet prepare", options=options) as lock:
             table = storage.join(self.out, FOLDER)
             files = OutputFiles(table, options, lock.check, "tubelet prepare")
@@ -155,7 +156,8 @@ class PrepareJob:
             yield files
 
     def _plan(self, manifest: str, sink: PredictionSink, files: OutputFiles) -> Plan:
-        slices = live(ManifestSlices.open(manifest, without=["keyframes_s"], options=self.config.storage))
+        options = manifest_options(manifest, self.config.storage)
+        slices = live(ManifestSlices.open(manifest, without=["keyframes_s"], options=options))
         wanted = slices if self.config.segments else Whole(slices)
         return make_plan(wanted, [sink.published], files, "_plan", retry_errors=self.config.retry_errors)
 
@@ -185,14 +187,14 @@ class PrepareJob:
 
     def _write_manifest(self, manifest: str, files: OutputFiles) -> None:
         config = self.config
-        slices = ManifestSlices.open(manifest, options=config.storage)
+        slices = ManifestSlices.open(manifest, options=manifest_options(manifest, config.storage))
         made = {"prepared_from": manifest, "copies": described(config.spec)}
         with TemporaryDirectory(prefix="tubelet-") as folder:
             copies = Copies(files, Path(folder) / "copies.arrow")
             tables = iter(slices)
             first = next(tables)
             schema = schema_of(first.schema)
-            with manifest_writer(self.out, schema, made_from=made, options=config.storage) as write:
+            with manifest_writer(self.out, schema, made_from=made, options=files.options) as write:
                 for table in (first, *tables):
                     rows = rows_of_copies(table, copies, segments=config.segments)
                     write(pa.Table.from_pylist(list(rows), schema=schema))

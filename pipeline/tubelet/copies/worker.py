@@ -67,7 +67,8 @@ class CopyWorker:
         threads: int,
     ) -> None:
         (self._job,) = jobs()
-        self._read, self._options, self._limits = read, decode.storage, decode.limits
+        self._read, self._limits = read, decode.limits
+        self._source, self._options = decode.storage, decode.storage.for_writing()
         self._sandbox = Sandbox(decode.limits)
         self._made = described(self._job.spec)
 
@@ -124,7 +125,7 @@ class CopyWorker:
 
     def _transcoded(self, request: Mapping[str, Any], window_s: tuple[float, float] | None) -> Copied:
         try:
-            source = source_of(request, self._options)
+            source = source_of(request, self._source)
         except UserError as error:
             raise DecodeError(ErrorCode.BAD_URI, str(error)) from error
         return self._sandbox.transcode(source, self._job.spec, window_s=window_s)

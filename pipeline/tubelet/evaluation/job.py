@@ -32,7 +32,7 @@ class EvaluateJob:
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
         self._options = StorageOptions(anonymous=config.anonymous)
-        check_out(config.out, self._options)
+        check_out(config.out, self._options.for_writing())
         self._source = pinned_uri(config.manifest, self._options)
         self._manifest = read_manifest(self._source, without=("keyframes_s",), options=self._options)
         self._bundle = ModelBundle.load(config.model, config.tracking_uri, self._options)
@@ -75,7 +75,7 @@ class EvaluateJob:
                 self._bundle,
                 tracker,
                 out=out,
-                options=self._options,
+                options=self._options.for_writing(),
                 make_page=make_page,
             )
             title = f"Evaluation: {self.config.split}, {self._views} views"

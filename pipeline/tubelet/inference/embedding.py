@@ -19,7 +19,7 @@ from tubelet.inference.feature_rows import FeatureJob
 from tubelet.inference.feature_table import FeatureSpec, TableShape
 from tubelet.inference.features import FeatureSettings, FeatureSummary, FeatureTable
 from tubelet.inference.schema import EmbeddingType
-from tubelet.inference.source import NOT_NEEDED, fingerprint_of, manifest_of
+from tubelet.inference.source import NOT_NEEDED, fingerprint_of, manifest_of, manifest_options
 from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
 
 
@@ -94,8 +94,9 @@ class EmbedJob:
         Raises:
             UserError: a bad input, an output of something else or in use, too many failures.
         """
-        config, options = self.config, self.config.storage
+        config = self.config
         manifest = manifest_of(config, config.out)
+        options = manifest_options(manifest, config.storage)
         manifest = pinned_uri(manifest, options)
         fingerprint_of(ManifestSlices.open(manifest, without=NOT_NEEDED, options=options), config.source)
         return self._table.make(manifest, config.out, start_ray)

@@ -207,7 +207,7 @@ def read_features(uri: str, spec: FeatureSpec, options: StorageOptions = DEFAULT
     Raises:
         UserError: there are none; a file is damaged.
     """
-    files = OutputFiles(storage.join(uri, spec.name), options)
+    files = OutputFiles(storage.join(uri, spec.name), options.for_writing())
     return retry_if_changed(lambda: _read(files, spec))
 
 

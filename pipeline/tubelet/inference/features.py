@@ -34,7 +34,7 @@ from tubelet.inference.output import OutputFiles, check_or_init_output
 from tubelet.inference.plan import Plan, make_plan
 from tubelet.inference.shipping import ship
 from tubelet.inference.sink import PredictionSink
-from tubelet.inference.source import NOT_NEEDED
+from tubelet.inference.source import NOT_NEEDED, manifest_options
 from tubelet.inference.table_run import VideoTally, make_rows
 from tubelet.inference.workers import DecodeJob
 from tubelet.storage import DEFAULT_OPTIONS, StorageOptions
@@ -168,7 +168,7 @@ class FeatureTable:
     ) -> FeatureSummary:
         """Make what ``out`` lacks of the videos of ``manifest`` (see :func:`compute_features`)."""
         started_s, tally = time.monotonic(), VideoTally(("decode_s", "predict_s"), first="clip")
-        options, again = self.settings.storage, self.settings.retry_errors
+        options, again = manifest_options(manifest, self.settings.storage), self.settings.retry_errors
         with self._place(out) as files:
             sink = PredictionSink(files, self.job.shape.schema())
 
@@ -203,7 +203,7 @@ class FeatureTable:
             FeaturesNotWritableError: nothing can be written there.
             UserError: another job writes there; it holds something else.
         """
-        options, shape = self.settings.storage, self.job.shape
+        options, shape = self.settings.storage.for_writing(), self.job.shape
         with ExitStack() as stack:
             try:
                 lock = stack.enter_context(OutputLock(out, job=self.name, options=options))

@@ -9,6 +9,7 @@ from tubelet.config import UserError
 from tubelet.corpus.fingerprint import Fingerprint
 from tubelet.corpus.index import IndexConfig, index_corpus
 from tubelet.corpus.manifest import ManifestSlices, is_manifest
+from tubelet.corpus.versions import split_version
 from tubelet.decode_limits import DecodeLimits
 from tubelet.storage import StorageOptions
 
@@ -52,7 +53,7 @@ def manifest_of(settings: SourceSettings, out: str) -> str:
             src=source,
             out=made,
             include=settings.include,
-            update=storage.exists(made, options),
+            update=storage.exists(made, options.for_writing()),
             retry_errors=settings.retry_errors,
             max_error_rate=settings.max_error_rate,
             limits=settings.limits,
@@ -60,6 +61,12 @@ def manifest_of(settings: SourceSettings, out: str) -> str:
         )
     )
     return made
+
+
+def manifest_options(manifest: str, options: StorageOptions) -> StorageOptions:
+    """How to reach what :func:`manifest_of` returned: one that was made is an output, with credentials."""
+    made = storage.name_of(split_version(manifest)[0]) == INSIDE
+    return options.for_writing() if made else options
 
 
 def fingerprint_of(manifest: ManifestSlices, source: str) -> str:

@@ -96,7 +96,8 @@ class LabelJob:
         models = LoadedModels.load(self.config.models, self.config.tracking_uri, options)
         several = len(models.bundles) > 1
         for name, bundle in zip(models.names, models.bundles, strict=True):
-            files = OutputFiles(storage.join(self.out, name) if several else self.out, options)
+            out = storage.join(self.out, name) if several else self.out
+            files = OutputFiles(out, options.for_writing())
             check_output(files, self.config.describe_output(bundle), new_version=self.config.new_version)
         names = ", ".join(bundle.identity for bundle in models.bundles)
         if not is_manifest(source, options):
@@ -150,7 +151,7 @@ class Run:
 
     def _decode_job(self) -> DecodeJob:
         prepared, config = self.prepared, self.config
-        return DecodeJob(prepared.models.specs, config.views, prepared.root.options, config.limits.limits())
+        return DecodeJob(prepared.models.specs, config.views, config.storage, config.limits.limits())
 
     def _run(self, layout: Layout | None, answer: Callable[[Sequence[ModelJob]], None]) -> None:
         prepared = self.prepared

@@ -18,7 +18,7 @@ from tubelet.inference.plan import Plan, make_plan
 from tubelet.inference.second_look import SecondLook
 from tubelet.inference.shipping import Answers, LoadedModels, row_shape
 from tubelet.inference.sink import PredictionSink
-from tubelet.inference.source import NOT_NEEDED, fingerprint_of, manifest_of
+from tubelet.inference.source import NOT_NEEDED, fingerprint_of, manifest_of, manifest_options
 from tubelet.labelling.config import LabelConfig
 from tubelet.storage.pinned import retry_if_changed
 from tubelet.video import Status
@@ -48,8 +48,8 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
     Raises:
         UserError: a bad input, or an output of something else.
     """
-    options, out = config.storage, storage.normalise_uri(config.out)
-    models = LoadedModels.load(config.models, config.tracking_uri, options)
+    options, out = config.storage.for_writing(), storage.normalise_uri(config.out)
+    models = LoadedModels.load(config.models, config.tracking_uri, config.storage)
     source = manifest_of(config, out)
     answers = Answers(config.topk, config.scores, config.embeddings)
     root = OutputFiles(out, options, check_owner)
@@ -59,8 +59,9 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
     sampling = [config.sampling(bundle) for bundle in models.bundles]
 
     def planned() -> Prepared:
-        pinned = pinned_uri(source, options)
-        manifest = ManifestSlices.open(pinned, without=NOT_NEEDED, options=options)
+        readable = manifest_options(source, config.storage)
+        pinned = pinned_uri(source, readable)
+        manifest = ManifestSlices.open(pinned, without=NOT_NEEDED, options=readable)
         found = fingerprint_of(manifest, config.source)
         if config.windows is not None:
             refuse_segments(manifest)
@@ -69,7 +70,7 @@ def prepare(config: LabelConfig, check_owner: Callable[[], None]) -> Prepared:
             check_or_init_output(files, config.describe_output(bundle), new_version=config.new_version)
             sinks.append(PredictionSink(files, row_shape(bundle, answers).schema()))
         published, windows = [sink.published for sink in sinks], config.windows
-        with Prober(config.workers or default_workers(), options, config.limits.limits()) as prober:
+        with Prober(config.workers or default_workers(), config.storage, config.limits.limits()) as prober:
             plan = make_plan(
                 manifest,
                 published,

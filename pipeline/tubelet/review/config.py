@@ -73,6 +73,8 @@ class ReviewConfig(Settings):
 
     title: str | None = None
     """Of the page (default: the name of PREDICTIONS, with where it lies)."""
+    just_written: bool = False
+    """A job has written the predictions, and reads them as it wrote them: with credentials."""
     whole_uris: bool = False
     """Name videos by their URIs."""
 
@@ -97,8 +99,18 @@ class ReviewConfig(Settings):
 
     @property
     def storage_options(self) -> StorageOptions:
-        """How to reach the store."""
+        """How to read videos and manifests."""
         return StorageOptions(anonymous=self.anonymous)
+
+    @property
+    def output_options(self) -> StorageOptions:
+        """How to write the page."""
+        return self.storage_options.for_writing()
+
+    @property
+    def predictions_options(self) -> StorageOptions:
+        """How to read predictions."""
+        return self.output_options if self.just_written else self.storage_options
 
 
 class ServeConfig(Settings):

@@ -91,10 +91,10 @@ class PageMaker:
         """
         config = self.config
         if self._queue is not None:
-            self._why = choose(self._queue, config.predictions, config.other, config.storage_options)
+            self._why = choose(self._queue, config.predictions, config.other, config.predictions_options)
             self._survey = Survey(len(self._why), self._why)
         survey = self._survey
-        for part in read_predictions(config.predictions, config.storage_options):
+        for part in read_predictions(config.predictions, config.predictions_options):
             survey.add(part)
         assert survey.shown is not None
         table = in_first_order(survey.shown) if self._queue is None else self._in_order_of_queue(survey.shown)
@@ -131,7 +131,7 @@ class PageMaker:
     def _add_likeness(self, table: pa.Table) -> None:
         """Each row's place on the map and its neighbours, where the output has embeddings."""
         found = read_columns(
-            self.config.predictions, ["key", "window", "embedding"], self.config.storage_options
+            self.config.predictions, ["key", "window", "embedding"], self.config.predictions_options
         )
         if "embedding" not in found.column_names:
             return
@@ -144,7 +144,7 @@ class PageMaker:
 
     def _compare(self, other: str, truth: Truth) -> None:
         """The other run's answers beside these, and the figures of both."""
-        options = self.config.storage_options
+        options = self.config.predictions_options
         first, second = (read_answers(uri, options) for uri in (self.config.predictions, other))
         self._comparison = compare(first, second, truth)
         for row in self.rows:
@@ -159,16 +159,16 @@ class PageMaker:
         if len(first) == len(self.rows):
             page = self._render(self.rows, inside, self._links())
             if len(page) <= ALONE_BYTES:
-                storage.write_bytes(self._out, page, self.config.storage_options)
+                storage.write_bytes(self._out, page, self.config.output_options)
                 return page, self._out
         folder = self._out.removesuffix(".html") + "_files"
-        sheets = SheetWriter(folder, uuid4().hex[:8], self.config.storage_options)
+        sheets = SheetWriter(folder, uuid4().hex[:8], self.config.output_options)
         pictures = list(sheets.place(itertools.chain(first, strips)))
         alone = storage.join(folder, f"first-{ALONE_ROWS}.html")
-        storage.write_bytes(alone, self._alone(inside), self.config.storage_options)
+        storage.write_bytes(alone, self._alone(inside), self.config.output_options)
         name = storage.name_of(folder)
         page = self._render(self.rows, pictures, self._links(), folder=name)
-        storage.write_bytes(self._out, page, self.config.storage_options)
+        storage.write_bytes(self._out, page, self.config.output_options)
         sheets.delete_others()
         return page, alone
 

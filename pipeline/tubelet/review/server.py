@@ -62,15 +62,15 @@ class CorrectionsKeeper:
     """
 
     def __init__(self, uri: str, rows: list[dict[str, Any]], options: storage.StorageOptions) -> None:
-        self.uri, self.options = uri, options
+        self.uri, self.options, self._kept = uri, options, options.for_writing()
         self._rows = {(row["key"], row["window"]): row for row in rows}
         self._heads = list(dict.fromkeys(["label", *(head for row in rows for head in row["heads"])]))
         self._lock = threading.Lock()
         self._said: dict[tuple[str, int], _Said] = {}
         try:
-            kept = storage.read_bytes(self._as_said, options)
+            kept = storage.read_bytes(self._as_said, self._kept)
         except FileNotFoundError:
-            if storage.stat(uri, options) is not None:
+            if storage.stat(uri, self._kept) is not None:
                 raise UserError(f"{uri} exists and was not made here: choose another --corrections") from None
             return
         for change in _CHANGES.validate_json(kept):
@@ -112,8 +112,8 @@ class CorrectionsKeeper:
                     self._said[place] = change["said"]
             found = [correction_of(self._rows[p], s) for p, s in self._said.items() if p in self._rows]
             text = corrections_csv([one for one in found if one is not None], self._heads)
-            storage.write_bytes(self._as_said, json.dumps(self._all()).encode(), self.options)
-            storage.write_bytes(self.uri, text.encode(), self.options)
+            storage.write_bytes(self._as_said, json.dumps(self._all()).encode(), self._kept)
+            storage.write_bytes(self.uri, text.encode(), self._kept)
 
 
 def make_app(

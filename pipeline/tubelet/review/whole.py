@@ -30,7 +30,7 @@ class WholeOutput:
 
     def __init__(self, maker: PageMaker) -> None:
         self._maker, self._config = maker, maker.config
-        self._files = OutputFiles(self._config.predictions, self._config.storage_options)
+        self._files = OutputFiles(self._config.predictions, self._config.predictions_options)
         self._lock = threading.Lock()
         self._places: list[Place] | None = None
         self._at: dict[Place, int] = {}

@@ -44,8 +44,9 @@ class CurveJob:
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
         self._options = StorageOptions(anonymous=config.anonymous)
-        taken = config.out is not None and storage.exists(config.out, self._options)
-        if taken and storage.stat(storage.join(config.out or "", TABLE), self._options) is None:
+        written = self._options.for_writing()
+        taken = config.out is not None and storage.exists(config.out, written)
+        if taken and storage.stat(storage.join(config.out or "", TABLE), written) is None:
             raise UserError(f"{config.out} exists and is no learning curve: choose another --out")
         self._bundle = ModelBundle.load(config.model, config.tracking_uri, self._options)
         self._spec = FeatureSpec.of(self._bundle.model, self._bundle.clip)
@@ -126,7 +127,7 @@ class CurveJob:
                 (folder / TABLE).write_text(json_text(summary, indent=1), "utf-8")
                 tracker.log_file(folder / FIGURE)
                 if config.out is not None:
-                    storage.upload_dir(folder, config.out, self._options)
+                    storage.upload_dir(folder, config.out, self._options.for_writing())
             return tracker.run_id
 
 
