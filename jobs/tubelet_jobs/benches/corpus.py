@@ -5,7 +5,8 @@ verdicts on the videos lie there as a run leaves them that was stopped before it
 has to be opened.
 
 Measured on one of two cores, all objects labelled, 8 of 10 to train on (CPU seconds, and MB of USS with all
-imports; torch and its neighbours are 245 MB of "train planning"):
+imports; torch and its neighbours are 245 MB of "train planning"; with objects of Python "duplicates" took
+15.7 / 561 and 430 / 6,157):
 
     objects                 100,000       1,000,000
     list, split, write      12.5 / 217    110.2 / 244
@@ -15,6 +16,7 @@ imports; torch and its neighbours are 245 MB of "train planning"):
     train planning           7.9 / 361     19.3 / 900
     label planning           3.7 / 159     18.2 / 246
     update, 1% changed      15.1 / 188    116.9 / 251
+    duplicates, near         6.3 / 258
 
 By these, 100 million objects take 3 hours of one core to list, split and write, as long to update, and half
 an hour to plan labels, in 3 to 10 GB: 30 to 100 bytes per object (digests, and what allocators keep). What
@@ -45,6 +47,9 @@ _CLASSES = 400
 _KEYFRAMES = 20
 _SAMPLE_S = 0.05
 _CHANGED = 100  # one object of so many changes before the update
+# Of so many objects one is a copy of one before, and one is one before, encoded again.
+_COPIED = 20
+_FAINT_BITS = 3  # of 64 that differ, in each hash of the latter
 
 
 @contextmanager
@@ -139,6 +144,21 @@ def _plan_labels(folder: str) -> None:
     make_plan(manifest, [sink.published], files, "_plan")
 
 
+def _duplicates(folder: str) -> None:
+    from tubelet.corpus.marking import marked_tables
+    from tubelet.storage import DEFAULT_OPTIONS
+
+    def look(rows: Any) -> Iterator[Any]:
+        raise AssertionError(f"{next(iter(rows))} was opened")
+
+    manifest = f"{folder}/manifest"
+    marked, tables = marked_tables(manifest, manifest, "near", look, together=True, options=DEFAULT_OPTIONS)
+    rows = sum(table.num_rows for table in tables)
+    copies = 2 * rows // _COPIED - 2
+    sys.stderr.write(f"{marked.duplicates} of {copies} copies among {rows} videos were found\n")
+    assert copies // 2 <= marked.duplicates <= copies
+
+
 _STEPS: dict[str, Callable[[str], None]] = {
     "list, split, write": _index,
     "report": _report,
@@ -146,6 +166,7 @@ _STEPS: dict[str, Callable[[str], None]] = {
     "read in slices": _slices,
     "train planning": _plan_training,
     "label planning": _plan_labels,
+    "duplicates": _duplicates,
     "update, 1% changed": _index,
 }
 
@@ -170,8 +191,51 @@ def _make(folder: Path, objects: int) -> None:
             writers[name].write_table(listing)
             target = staging if name == "listing" else folder
             pq.write_table(verdicts.cast(verdict_schema()), target / f"probed-{name}-{first}.parquet")
+            if name == "listing":
+                _add_fingerprints(writers, folder / "manifest" / "_notes", verdicts, first)
     for writer in writers.values():
         writer.close()
+
+
+def _add_fingerprints(writers: dict[str, Any], notes: Path, verdicts: Any, first: int) -> None:
+    """What tells duplicates, as if all videos had been read."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from tubelet.corpus.likeness import HASHES
+
+    count, draw = verdicts.num_rows, np.random.default_rng(first)
+    numbers = np.arange(first, first + count)
+    turn = np.where(numbers < _COPIED, 1, numbers % _COPIED)
+    # Of every twenty the first shows what one before shows, and so does the last, encoded again.
+    before = draw.integers(0, np.maximum(numbers // _COPIED, 1)) * _COPIED + draw.integers(
+        1, _COPIED - 1, count
+    )
+    shows = np.where((turn == 0) | (turn == _COPIED - 1), before, numbers)
+    again = np.flatnonzero(turn == _COPIED - 1)
+    bits = _hashes_of(shows, HASHES)
+    flipped = np.uint64(1) << draw.integers(0, 64, (_FAINT_BITS, len(again), HASHES)).astype(np.uint64)
+    bits[again] ^= np.bitwise_xor.reduce(flipped, axis=0)
+    same = np.where(turn == _COPIED - 1, numbers, shows)
+    digests = [f"{number:032x}" for number in same.tolist()]
+    values = {"bits": bits, "said": np.ones(bits.shape, np.bool_)}
+    lists = {n: pa.FixedSizeListArray.from_arrays(pa.array(v.ravel()), HASHES) for n, v in values.items()}
+    columns = {"key": verdicts["key"], "etag": verdicts["etag"], "digest": pa.array(digests, pa.string())}
+    table = pa.table({**columns, **{n: one.cast(pa.list_(one.type.value_type)) for n, one in lists.items()}})
+    if "notes" not in writers:
+        notes.mkdir(parents=True)
+        writers["notes"] = pq.ParquetWriter(notes / "fingerprints.parquet", table.schema)
+    writers["notes"].write_table(table)
+
+
+def _hashes_of(numbers: Any, count: int) -> Any:
+    """As good as random, and the same whenever they are asked for."""
+    import numpy as np
+
+    found = (numbers[:, None] * count + np.arange(count)).astype(np.uint64)
+    for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
+        found = (found ^ found >> np.uint64(30)) * np.uint64(factor)
+    return found ^ found >> np.uint64(31)
 
 
 def _slice_of(src: Path, first: int, count: int) -> Iterator[tuple[str, Any, Any]]:
