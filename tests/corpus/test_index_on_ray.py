@@ -107,7 +107,6 @@ def test_four_workers_on_three_nodes_share_the_waiting(
     """
     put(f"{s3.uri}/warm", {f"{number:03d}.mp4": video_bytes() for number in range(32)})
     put(f"{s3.uri}/v", {f"{number:04d}.mp4": video_bytes() for number in range(DELAYED_OBJECTS)})
-    monkeypatch.setattr(probing_on_ray, "_BLOCK_ROWS", 8)
     seconds: dict[int, float] = {}
     with s3_proxy(s3.server) as proxy:
         proxy.delay_s = 0.05

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,8 +21,9 @@ from tubelet.video import DecoderStartError, Limits
 
 _log = logging.getLogger(__name__)
 
-# Objects of one task: enough that Ray's few milliseconds per task do not count, and little to do again.
-_BLOCK_ROWS = 64
+# Objects of one task: enough that Ray's few milliseconds per task do not count, and little to do again. The
+# last tasks get few, so that none of the workers goes on for long when the others have nothing left.
+_BLOCK_ROWS, _LEAST_ROWS = 64, 4
 # Objects whose names are in Ray's memory at once (some 30 MB); between waves the cluster idles for a moment.
 _WAVE_ROWS = 100_000
 # Probing waits for the store half of its time, so two of them share a core.
@@ -80,8 +81,14 @@ class RayProber:
     ) -> Iterator[Row]:
         source = iter(rows)
         while wave := list(itertools.islice(source, _WAVE_ROWS)):
-            blocks = [wave[i : i + _BLOCK_ROWS] for i in range(0, len(wave), _BLOCK_ROWS)]
+            blocks = shares(wave, self._at_once(cpus))
             yield from self._wave([pa.Table.from_pylist(block, asked) for block in blocks], work, cpus)
+
+    def _at_once(self, cpus: float) -> int:
+        """How many tasks of so many CPUs run at once, as the cluster is now."""
+        there = sum(node["Resources"].get("CPU", 0.0) for node in _worker_nodes())
+        room = max(1, int(there / cpus))
+        return room if self._workers is None else min(room, self._workers)
 
     def _wave(self, blocks: list[pa.Table], work: Callable[..., pa.Table], cpus: float) -> Iterator[Row]:
         import ray
@@ -119,13 +126,33 @@ def cluster_prober(options: StorageOptions, limits: Limits, workers: int | None)
     if ray is None or not ray.is_initialized():
         return None
     wait_for({"CPU": 1.0})
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    others = [resources for resources in alive if _HEAD not in resources and resources.get("CPU")]
+    others = [node for node in _worker_nodes() if node["Resources"].get("CPU")]
     if not others:
         return None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     _log.info("probing on %d nodes", len(others))
     return RayProber(options, limits, workers)
+
+
+def _worker_nodes() -> list[Row]:
+    """The nodes that are alive, but for the head."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"] and _HEAD not in node["Resources"]]
+
+
+def shares(rows: Sequence[Row], at_once: int) -> Iterator[Sequence[Row]]:
+    """The rows of each task, in order: ever fewer towards the end, so that all end at about one time.
+
+    Args:
+        at_once: tasks that run at one time.
+    """
+    start = 0
+    while start < len(rows):
+        fair = -(-(len(rows) - start) // (2 * at_once))
+        end = start + max(_LEAST_ROWS, min(_BLOCK_ROWS, fair))
+        yield rows[start:end]
+        start = end
 
 
 def probe_block(block: pa.Table, options: StorageOptions, limits: Limits) -> pa.Table:
