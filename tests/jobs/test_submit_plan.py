@@ -129,11 +129,8 @@ def test_nothing_of_the_environment_is_in_a_runtime_env(
 ) -> None:
     """Ray writes what is in there into logs that everybody on a node may read."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
-    for name, local in (("joined", False), ("local", True)):
-        (tmp_path / name).mkdir()
-        assert "hidden" not in repr(_runtime_env(tmp_path / name, local=local))
-    assert "hidden" in (tmp_path / "joined/tubelet_environment/variables.json").read_text("utf-8")
-    assert not (tmp_path / "local/tubelet_environment").exists()
+    assert "hidden" not in repr(_runtime_env(tmp_path))
+    assert "hidden" in (tmp_path / "tubelet_environment/variables.json").read_text("utf-8")
 
 
 def test_jobs_are_found_by_id_name_or_beginning() -> None:
