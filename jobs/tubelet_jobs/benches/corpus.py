@@ -16,7 +16,7 @@ imports; torch and its neighbours are 245 MB of "train planning"; with objects o
     train planning           7.9 / 361     19.3 / 900
     label planning           3.7 / 159     18.2 / 246
     update, 1% changed      15.1 / 188    116.9 / 251
-    duplicates, near         6.3 / 258
+    duplicates, near         6.3 / 258     76.0 / 961
 
 By these, 100 million objects take 3 hours of one core to list, split and write, as long to update, and half
 an hour to plan labels, in 3 to 10 GB: 30 to 100 bytes per object (digests, and what allocators keep). What
