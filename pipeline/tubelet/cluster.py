@@ -129,7 +129,7 @@ def requested(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
     """Ask the autoscaler for room for ``bundles`` meanwhile; afterwards nodes without work may go.
 
     Only an autoscaler that says what there may be is asked: of more than that it would bring nothing at all.
-    Ray's own (KubeRay, ``ray up``) does not say it; see :func:`wait_for`.
+    Ray's own (KubeRay, ``ray up``) does not say it; see :func:`wait_for` and :class:`AskedRoom`.
     """
     with _asked(bundles) if _groups() else nullcontext():
         yield
@@ -150,6 +150,28 @@ def _bundles(least: Mapping[str, float]) -> list[dict[str, float]]:
     """``least``, in parts that may be on different nodes."""
     parts = [[{name: min(1.0, amount)}] * math.ceil(amount) for name, amount in least.items()]
     return [part for each in parts for part in each]
+
+
+class AskedRoom:
+    """Room that an autoscaler is asked for by reservations that wait; any that comes is free for others.
+
+    Args:
+        each: what one of the reservations wants, on one node.
+    """
+
+    def __init__(self, each: Mapping[str, float]) -> None:
+        self._each = dict(each)
+        self._waiting: list[Any] = []
+
+    def ask(self, count: int) -> None:
+        """Have ``count`` reservations wait, and give up those that have waited long enough."""
+        from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+        for group in list(self._waiting):
+            if len(self._waiting) > count or placement_group_table(group)["state"] == "CREATED":
+                self._waiting.remove(group)
+                remove_placement_group(group)
+        self._waiting += [placement_group([self._each]) for _ in range(count - len(self._waiting))]
 
 
 def working_nodes() -> int:

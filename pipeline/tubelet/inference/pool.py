@@ -23,7 +23,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from tubelet.clips import Batch
-from tubelet.cluster import SAY_EVERY_S
+from tubelet.cluster import SAY_EVERY_S, AskedRoom
 from tubelet.inference.cells import read_cell
 from tubelet.inference.plan import Task
 from tubelet.inference.workers import DecodeJob, Reader
@@ -98,6 +98,7 @@ class WorkerPool:
         self._class = ray.remote(scheduling_strategy="SPREAD", **options)(kind)
         self._actors: list[_Actor] = []
         self._again: deque[Task] = deque()
+        self._asked = AskedRoom({"CPU": layout.decoder_cpus, "memory": layout.memory_bytes})
         self._looked_s, self._room = float("-inf"), 0
         self._gpus_later = layout.gpus_later and getattr(stage, "predicts", False)
         self._on_gpus, self._share = 0, 0.0  # actors that GPUs have room for, and the GPUs of each
@@ -114,6 +115,8 @@ class WorkerPool:
             with suppress(Exception):  # a cluster that is gone must not hide what happened
                 ray.kill(actor.handle)
         self._actors = []
+        with suppress(Exception):
+            self._asked.ask(0)
         set_queue_length(self._name, 0)
 
     def tables(self, tasks: Iterator[Task]) -> Iterator[tuple[int, pa.Table]]:
@@ -193,6 +196,8 @@ class WorkerPool:
             self._room = self._room_on_nodes() if layout.most_decoders else layout.decoders
             waiting = sum(max(0, len(actor.tasks) - 1) for actor in self._actors)
             set_queue_length(self._name, waiting + len(self._again))
+            if layout.most_decoders:
+                self._asked.ask(self._more())
         if any(actor.start is None for actor in self._actors):
             self._alone_s = self._said_s = now_s
         elif now_s - self._said_s > SAY_EVERY_S:
@@ -221,8 +226,14 @@ class WorkerPool:
         self._on_gpus, self._share = on_gpus, min(shares)
         return room
 
+    def _more(self) -> int:
+        """For how many actors to ask for room: as many again, once all that have room work."""
+        full = len(self._actors) >= self._room and all(actor.start is None for actor in self._actors)
+        return min(self._room, self._layout.most_decoders - self._room) if full else 0
+
     def _release(self) -> None:
         """Give up actors that have no more to do, but one for what others may leave."""
+        self._asked.ask(0)
         idle = [actor for actor in self._actors if not actor.tasks]
         for actor in idle if len(idle) < len(self._actors) else idle[1:]:
             self._actors.remove(actor)

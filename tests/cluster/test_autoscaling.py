@@ -1,0 +1,105 @@
+"""With Ray's own autoscaler and fake nodes: jobs bring up what they need, and let it go."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from support import fake_autoscaler, wait_until
+from support.cluster import CoresInUse, Job, ray_head
+from support.labelling import assert_one_row_each, read_rows, tiny_bundle, write_video
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+OBJECTS, DISTINCT = 1200, 20
+MOST = 2
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A cluster that has a head without CPUs, and may have two nodes of two CPUs."""
+    names = {
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+        "RAY_NODE_TYPE_NAME": "ray.head.default",
+    }
+    head = {"env_vars": names, "no_monitor": True}
+    with ray_head(0, head=head, enable_autoscaler_v2=True) as cluster:
+        config = tmp_path / "autoscaler.json"
+        config.write_text(json.dumps(_config(cluster.address)))
+        command = [sys.executable, fake_autoscaler.__file__, "--gcs-address", cluster.address]
+        command += ["--autoscaling-config", str(config), "--logs-dir", str(tmp_path)]
+        env = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        with (tmp_path / "autoscaler").open("w") as out:
+            monitor = psutil.Popen(command, env={**os.environ, **env}, stdout=out, stderr=out)
+        try:
+            yield cluster.address
+        finally:
+            for process in [*monitor.children(recursive=True), monitor]:  # its nodes, too
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            monitor.wait()
+
+
+def _config(gcs: str) -> dict[str, object]:
+    node = {"CPU": 2, "memory": 2 << 30, "object_store_memory": 200 << 20}
+    return {
+        "cluster_name": "fake_multinode",
+        "max_workers": MOST,
+        "idle_timeout_minutes": 0.2,
+        "upscaling_speed": 1.0,
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": gcs,
+            "launch_multiple": True,
+            "disable_node_updaters": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+        },
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {"resources": node, "node_config": {}, "min_workers": 0, "max_workers": MOST},
+        },
+        "head_node_type": "ray.head.default",
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "setup_commands": [],
+        "initialization_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
+    }
+
+
+def _nodes() -> int:
+    return sum(node["Alive"] for node in ray.nodes()) - 1
+
+
+def test_label_brings_up_the_nodes_that_it_needs_and_lets_them_go(address: str, tmp_path: Path) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    for number in range(DISTINCT):
+        write_video(videos / f"v{number:05d}.mp4", number)
+    for number in range(DISTINCT, OBJECTS):
+        os.link(videos / f"v{number % DISTINCT:05d}.mp4", videos / f"v{number:05d}.mp4")
+    assert _nodes() == 0
+    with CoresInUse() as cores:
+        job = Job(
+            address, tmp_path, "label", videos, "--model", tiny_bundle(tmp_path / "model"), "--out", out
+        )
+        job.wait_for("waiting for nodes: the cluster has 0 of 1 CPUs")
+        job.wait_until(lambda: cores.seen[-1][1] > 2 * MOST - 1)
+        found = job.result()
+        wait_until(lambda: _nodes() == 0, 120)
+    print(cores.lines())
+    assert (found["ok"], found["errors"]) == (OBJECTS, 0)
+    assert_one_row_each(read_rows(str(out)), OBJECTS)
+    assert _nodes() == 0, "nodes without work are still there"
