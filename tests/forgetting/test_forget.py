@@ -17,6 +17,7 @@ from tubelet.corpus.beside import beside
 from tubelet.corpus.manifest import key_of, read_manifest, write_manifest
 from tubelet.forgetting.config import ForgetConfig
 from tubelet.forgetting.job import ForgetJob, ForgetSummary
+from tubelet.inference.feature_table import features_of
 from tubelet.inference.output import OutputFiles
 from tubelet.inference.schema import RowShape, table_of
 from tubelet.inference.sink import PredictionSink
@@ -46,7 +47,7 @@ def mentions(folder: str, *words: str) -> list[str]:
 
 @pytest.fixture
 def world(root: str, tmp_path: Path) -> dict[str, str]:
-    """Three videos, their manifest, an output of labels, and one of copies, on a local folder or S3."""
+    """Three videos, their manifest with features, an output of labels, one of copies, locally or on S3."""
     videos, manifest = str(write_corpus(tmp_path / "videos", 3)), f"{root}/manifest"
     labels = put_text(
         str(tmp_path / "l.csv"), "path,label,split", *(f"v0000{n}.mp4,a,train" for n in range(3))
@@ -61,6 +62,14 @@ def world(root: str, tmp_path: Path) -> dict[str, str]:
         sink.add(table_of([{**{n: row[n] for n in ("key", "uri", "etag")}, **answer}], sink.schema))
     sink.close()
     storage.write_bytes(f"{labelled}/_review/page.html", rows[0]["key"].encode())
+
+    sink = PredictionSink(
+        OutputFiles(f"{features_of(manifest)}/0a1b"), RowShape(embedding="float32", embedding_dim=2).schema()
+    )
+    for row in rows:
+        answer = {"window": 0, "status": "ok", "embedding": [0.5, 1.0], **sampling}
+        sink.add(table_of([{**{n: row[n] for n in ("key", "uri", "etag")}, **answer}], sink.schema))
+    sink.close()
 
     copies = f"{root}/copies"
     sink = PredictionSink(OutputFiles(f"{copies}/_copies"), COPIES)
@@ -92,11 +101,11 @@ def test_nothing_is_left_and_nothing_comes_back(world: dict[str, str], tmp_path:
     outputs = (world["labels"], world["copies"])
     summary = forget(f"{world['videos']}/{GONE}", manifest=manifest, tmp_path=tmp_path, out=outputs)
     assert (summary.forgotten, summary.trained, summary.copies, summary.pages) == (1, 1, 1, 1)
-    assert summary.rows >= 4  # of the manifest, of what was predicted, of the copies and their manifest
+    assert summary.rows >= 5  # of the manifest, features, what was predicted, the copies, their manifest
     (model,) = summary.models
     assert (model["name"], model["out"]) == ("mine", "s3://b/run")
 
-    for place in (manifest, *outputs):
+    for place in (manifest, features_of(manifest), *outputs):
         left = [name for name in mentions(place, GONE, key) if not name.endswith("forgotten.json")]
         assert left == []
         assert mentions(place, key_of(STAYS)), "what was not named stays"

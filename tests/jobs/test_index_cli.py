@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from support import S3Bucket
 from support.corpus import put, put_text, put_videos
 from tubelet.corpus.manifest import read_manifest
@@ -51,6 +52,33 @@ def test_index_and_update_on_s3(s3: S3Bucket) -> None:
     again = _summary(_run(src, "--out", out, "--update"))
     assert (again["probed"], again["unchanged"], again["removed"], again["not_video"]) == (0, 3, 0, 1)
     assert "add --update" in _error(_run(src, "--out", out))
+
+
+def test_without_a_cluster_ray_is_not_even_imported(tmp_path: Path) -> None:
+    put_videos(str(tmp_path / "v"), ["left/a.mp4", "right/b.mp4"])
+    script = (
+        "import sys; from tubelet_jobs.cli import run; "
+        "status = run(['index', 'v', '--out', 'm', '--labels', 'folders']); "
+        "print([name for name in ('ray', 'torch', 'mlflow') if name in sys.modules]); sys.exit(status)"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=False, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    summary, imported = done.stdout.splitlines()
+    assert (json.loads(summary)["ok"], imported) == (2, "[]")
+
+
+def test_the_report_is_an_artifact_of_the_run(tmp_path: Path) -> None:
+    put_videos(str(tmp_path / "v"), ["left/a.mp4", "right/b.mp4"])
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    _summary(_run(str(tmp_path / "v"), "--out", str(tmp_path / "m"), "--tracking-uri", uri))
+    client = mlflow.MlflowClient(uri, uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'tubelet'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    (report,) = [item.path for item in client.list_artifacts(run.info.run_id) if item.path.endswith(".html")]
+    page = Path(client.download_artifacts(run.info.run_id, report, str(tmp_path))).read_text("utf-8")
+    assert page == (tmp_path / "m" / "_report.html").read_text("utf-8")
 
 
 def test_errors_are_one_or_two_lines(s3: S3Bucket, tmp_path: Path) -> None:
