@@ -6,7 +6,7 @@ import pytest
 from tubelet import progress
 from tubelet.labelling.report import million_more
 from tubelet.progress import ProgressLine, duration
-from tubelet.training.fit import Progress, restart_line
+from tubelet.training.progress import Progress, restart_line
 
 
 def test_rate_and_time_left_are_of_the_last_minute(

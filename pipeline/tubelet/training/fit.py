@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -28,13 +27,14 @@ from tubelet.training.build import make_job
 from tubelet.training.checkpoint import CheckpointStore
 from tubelet.training.elastic import LOOK_EVERY_S, ElasticTrainer
 from tubelet.training.events import Record, start_event_queue
-from tubelet.training.failures import Reasons, diverged, root_cause, too_many_errors
+from tubelet.training.failures import diverged, root_cause, too_many_errors
 from tubelet.training.feed import NAME, Feed
 from tubelet.training.health import Outcome
 from tubelet.training.job import TrainJob
 from tubelet.training.local_ray import LocalRay, LocalRayError
 from tubelet.training.loop import train_worker
 from tubelet.training.prepare import Prepared, write_record
+from tubelet.training.progress import Progress, summary_of, take
 from tubelet.training.publish import publish
 from tubelet.training.resources import Resources, plan_resources
 
@@ -42,8 +42,6 @@ _log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 _LOOK_S = 2.0  # between looks whether a local Ray still runs
-# Videos that failed are listed up to this many; the counts go on.
-MAX_FAILURES = 10_000
 # Ray Train looks after its ranks this often; at its default of 2 s a short run mostly waits for its end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
@@ -54,28 +52,6 @@ class StoppedError(Exception):
     def __init__(self, reason: str, step: int, why: str = "") -> None:
         super().__init__(f"stopped by {reason} at step {step}{why}; go on with --resume")
         self.reason, self.step = reason, step
-
-
-@dataclass
-class Progress:
-    """What the driver knows from the ranks' records so far."""
-
-    step: int = 0
-    outcome: str = ""
-    problem: str = ""
-    judged: tuple[int, int] = (0, 0)  # of the clips that the run was judged by: failed, all
-    failed: int = 0
-    restarts: int = -1
-    first_step: int = 0
-    world: int = 0
-    nodes: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
-    validation: dict[str, float] = field(default_factory=dict)
-    failures: dict[str, tuple[str, str]] = field(default_factory=dict)
-    reasons: Reasons = field(default_factory=Reasons)
-    stall_s: float = 0.0
-    steps_s: float = 0.0
-    timed_steps: int = 0
 
 
 def fit(
@@ -116,7 +92,7 @@ def fit(
     except BaseException:
         tracker.finish("FAILED")
         raise
-    summary |= _figures(prepared, progress, time.monotonic() - started_s)
+    summary |= summary_of(progress, prepared.request.recipe.batch, time.monotonic() - started_s)
     tracker.finish("FINISHED")
     return summary
 
@@ -214,7 +190,7 @@ def _train(prepared: Prepared, resources: Resources, tracker: Tracker, lock: Out
 
         def drain(line: ProgressLine) -> None:
             try:
-                _drain_events(_records(queue, local), progress, tracker, line)
+                take(_records(queue, local), progress, tracker, line)
             except (LocalRayError, ray.exceptions.RayError) as error:
                 raise _without_ray(error, local, reasons, store.newest() or 0) from error
 
@@ -310,66 +286,6 @@ def _without_ray(error: BaseException, local: LocalRay, reasons: list[str], save
     return error
 
 
-def _drain_events(records: list[Record], progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
-    for record in records:
-        if record["kind"] == "start":
-            _on_start(record, progress)
-            progress.step = progress.first_step = record["step"]
-            line.restart(record["step"])
-        elif record["kind"] == "step":
-            _on_step(record, progress, tracker, line)
-        elif record["kind"] == "empty step":
-            progress.step = record["step"]
-            progress.failed += record["failed"]
-            line.advance(1, errors=progress.failed)
-        elif record["kind"] == "failure":
-            progress.reasons.add(record["code"], record["uri"], record["error"])
-            if len(progress.failures) < MAX_FAILURES:
-                progress.failures[record["uri"]] = (record["code"], record["error"])
-        elif record["kind"] == "validation":
-            progress.validation = record["figures"]
-            tracker.log_metrics({f"val/{name}": v for name, v in record["figures"].items()}, record["step"])
-        elif record["kind"] == "end":
-            progress.step, progress.outcome = record["saved"], record["outcome"]
-            progress.problem, progress.judged = record["problem"], (record["failed"], record["clips"])
-
-
-def _on_start(record: Record, progress: Progress) -> None:
-    """Say why the ranks started again, and where they go on."""
-    progress.restarts += 1
-    nodes, world = sum(node["Alive"] for node in ray.nodes()), int(record["world"])
-    if progress.restarts:
-        _log.warning(restart_line(progress, nodes, world, int(record["step"])))
-    progress.nodes, progress.world = nodes, world
-
-
-def restart_line(before: Progress, nodes: int, world: int, step: int) -> str:
-    """What happened to a run that was at ``before`` and goes on at ``step`` with ``world`` ranks."""
-    what = "node lost" if nodes < before.nodes else "node joined" if world > before.world else "rank lost"
-    ranks = f"{world} rank{'s' * (world != 1)}"
-    return f"{what} at step {before.step}; going on at step {step} with {ranks}"
-
-
-def _on_step(record: Record, progress: Progress, tracker: Tracker, line: ProgressLine) -> None:
-    figures: dict[str, float] = record["figures"]
-    tracker.log_metrics({f"train/{name}": value for name, value in figures.items()}, record["step"])
-    if record.get("again"):
-        return
-    progress.step, progress.figures = record["step"], figures
-    progress.failed += record["failed"]
-    if progress.step > progress.first_step + 1:  # the first batch is the wait for the stream to start
-        progress.stall_s += figures["data_stall"] * figures["step_s"]
-        progress.steps_s += figures["step_s"]
-        progress.timed_steps += 1
-    line.advance(
-        1,
-        loss=figures.get("loss", "none"),
-        clips_per_s=figures["clips_per_s"],
-        data_stall=figures["data_stall"],
-        errors=progress.failed,
-    )
-
-
 # ---- after
 
 
@@ -388,16 +304,3 @@ def _raise_outcome(prepared: Prepared, progress: Progress) -> None:
         newest = store.newest()
         kept = None if newest is None else store.uri(newest)
         raise diverged(progress.problem, recipe.optimiser.lr, recipe.precision, kept)
-
-
-def _figures(prepared: Prepared, progress: Progress, seconds: float) -> dict[str, Any]:
-    batch = prepared.request.recipe.batch
-    return {
-        "loss": progress.figures.get("loss"),
-        "clips_per_s": progress.timed_steps * batch / progress.steps_s if progress.steps_s else None,
-        "data_stall": progress.stall_s / progress.steps_s if progress.steps_s else None,
-        "failed_clips": progress.failed,
-        "failed_videos": len(progress.failures),
-        "restarts": max(progress.restarts, 0),
-        "seconds": round(seconds, 1),
-    }
