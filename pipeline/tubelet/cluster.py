@@ -19,8 +19,8 @@ SAY_EVERY_S = 30.0
 _POLL_S = 1.0
 _LOOK_EVERY_S = 5.0
 _ANSWER_S = 3.0
-# What each node keeps that is asked for by `nodes_held`.
-HOLD_CPUS = 0.001
+# What each node keeps per group of `nodes_held`: the least that Ray counts.
+_HOLD_CPUS = 0.0001
 
 
 @dataclass(frozen=True)
@@ -192,22 +192,27 @@ def _answers(node: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def nodes_held(count: int) -> Iterator[None]:
-    """Ask the autoscaler for ``count`` nodes meanwhile, and keep them from being taken away as idle.
+def nodes_held(most: int) -> Iterator[None]:
+    """Ask the autoscaler for up to ``most`` nodes meanwhile, and keep them from being taken away as idle.
 
-    For work that reserves so little that all of it would find room on one node. Where there cannot be as
-    many, nothing happens.
+    For work that reserves so little that all of it would find room on one node, and that takes a while to
+    begin. One group per number of nodes: of a group that is larger than the cluster may become, an autoscaler
+    brings no node at all.
     """
-    if count < 2:
-        yield
-        return
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    group = placement_group([{"CPU": HOLD_CPUS}] * count, strategy="STRICT_SPREAD")
+    sizes = range(1, most + 1)
+    groups = [placement_group([{"CPU": _HOLD_CPUS}] * size, strategy="STRICT_SPREAD") for size in sizes]
     try:
         yield
     finally:
-        remove_placement_group(group)
+        for group in groups:
+            remove_placement_group(group)
+
+
+def held_cpus(most: int) -> float:
+    """The CPUs of each node that :func:`nodes_held` keeps, at most."""
+    return _HOLD_CPUS * most
 
 
 def _groups() -> list[Any]:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -16,6 +17,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from support import fake_autoscaler, wait_until
 from support.cluster import CoresInUse, Job, ray_head
 from support.labelling import assert_one_row_each, read_rows, tiny_bundle, write_video
+from support.training import RECIPE, write_corpus
+from support.training_process import is_complete
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -32,12 +35,16 @@ def address(tmp_path: Path) -> Iterator[str]:
         "RAY_NODE_TYPE_NAME": "ray.head.default",
     }
     head = {"env_vars": names, "no_monitor": True}
-    with ray_head(0, head=head, enable_autoscaler_v2=True) as cluster:
+    with (
+        ray_head(0, head=head, enable_autoscaler_v2=True) as cluster,
+        TemporaryDirectory(prefix="tf", ignore_cleanup_errors=True) as nodes,  # sockets want a short path
+    ):
         config = tmp_path / "autoscaler.json"
         config.write_text(json.dumps(_config(cluster.address)))
         command = [sys.executable, fake_autoscaler.__file__, "--gcs-address", cluster.address]
         command += ["--autoscaling-config", str(config), "--logs-dir", str(tmp_path)]
         env = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        env |= {"FAKE_NODES": nodes}
         with (tmp_path / "autoscaler").open("w") as out:
             monitor = psutil.Popen(command, env={**os.environ, **env}, stdout=out, stderr=out)
         try:
@@ -84,6 +91,16 @@ def _nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes()) - 1
 
 
+def _used() -> list[float]:
+    """CPUs in use on each node but the head."""
+    free = ray._private.state.available_resources_per_node()
+    return [
+        node["Resources"]["CPU"] - free[node["NodeID"]].get("CPU", 0.0)
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU")
+    ]
+
+
 def test_label_brings_up_the_nodes_that_it_needs_and_lets_them_go(address: str, tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     for number in range(DISTINCT):
@@ -103,3 +120,19 @@ def test_label_brings_up_the_nodes_that_it_needs_and_lets_them_go(address: str, 
     assert (found["ok"], found["errors"]) == (OBJECTS, 0)
     assert_one_row_each(read_rows(str(out)), OBJECTS)
     assert _nodes() == 0, "nodes without work are still there"
+
+
+def test_train_brings_up_a_node_per_rank_and_lets_them_go(address: str, tmp_path: Path) -> None:
+    manifest, out = write_corpus(tmp_path / "corpus", {"train": 16, "val": 4}), tmp_path / "run"
+    words = ["train", "--recipe", "tiny", "--manifest", manifest, "--out", out, *RECIPE, "max_steps=4000"]
+    # One more than there can be: this must not keep the others away.
+    words += ["checkpoint_every=20", f"workers=1..{MOST + 1}"]
+    with CoresInUse() as cores:
+        job = Job(address, tmp_path, *words)
+        job.wait_for("waiting for nodes: the cluster has 0 of ")
+        job.wait_until(lambda: _nodes() == MOST and all(used > 0.1 for used in _used()))
+        job.wait_until(lambda: is_complete(str(out), 20))
+        assert all(used > 0.1 for used in _used()), "ranks that could have had a node each share one"
+        assert job.stop() == 143
+        wait_until(lambda: _nodes() == 0, 120)
+    print(cores.lines())

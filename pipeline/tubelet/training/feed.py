@@ -65,7 +65,7 @@ class Feed(ray.train.DataConfig):  # type: ignore[misc]  # ray has no type infor
         workers = config.stream.decode_workers
         if config.resources.elastic:
             workers = decoders_now(config.resources, world_size)
-        held = config.resources.nodes > 0
+        held = config.resources.nodes
         cpus = decode_cpus(workers, config.resources.rank_cpus, worker_node_ids, held=held)
         decoding = replace(config.stream, decode_workers=workers, decode_cpus=cpus)
         stream = training_stream(config.plan, shape, (first, config.total_steps), decoding)

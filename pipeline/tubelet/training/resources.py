@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from tubelet.cluster import HOLD_CPUS, Cluster, requested, wait_for, working_nodes
+from tubelet.cluster import Cluster, held_cpus, requested, wait_for, working_nodes
 from tubelet.config import UserError, usable_cores
 from tubelet.training.recipe import Recipe
 from tubelet.training.stream import PLAN_CPUS
@@ -35,7 +35,8 @@ class Resources:
     rank_per_node: bool = False
     """Whether there are no more ranks than nodes, but for the fewest that are wanted."""
     nodes: int = 0
-    """How many nodes the autoscaler is asked for; 0: those that have what the ranks reserve."""
+    """How many nodes the autoscaler is asked for, if it may start so many; 0: those that have what the ranks
+    reserve."""
 
     @property
     def per_rank(self) -> dict[str, float]:
@@ -72,7 +73,8 @@ def plan_resources(recipe: Recipe) -> Resources:
     elastic = cluster.grows and not recipe.decode_workers
     # Ranks without GPUs reserve next to nothing, unless told to: all of them would be on the first node.
     rank_per_node = not use_gpu and not recipe.rank_cpus and (cluster.grows or working_nodes() > 1)
-    nodes = min(most, cluster.most_nodes) if rank_per_node and least < most else 0
+    more = rank_per_node and cluster.grows and least < most
+    nodes = min(most, cluster.most_nodes or most) if more else 0
     return Resources(use_gpu, rank_cpus, workers, elastic, rank_per_node, nodes)
 
 
@@ -100,7 +102,7 @@ def decoders_now(resources: Resources, ranks: int) -> int:
     return _decoders(cpus, left, use_gpu=resources.use_gpu)
 
 
-def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str], *, held: bool = False) -> float:
+def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str], *, held: int = 0) -> float:
     """Logical CPUs of each of ``workers`` decode workers beside the ranks, on the nodes that there are now.
 
     However Ray places the decode workers, each node keeps room for the task that plans: if none does, the
@@ -108,7 +110,7 @@ def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str], *, he
 
     Args:
         rank_nodes: the node of each rank.
-        held: nodes are held for the ranks (see :func:`tubelet.cluster.nodes_held`).
+        held: how many nodes are held for the ranks (see :func:`tubelet.cluster.nodes_held`).
 
     Raises:
         UserError: there is no room.
@@ -117,7 +119,7 @@ def decode_cpus(workers: int, rank_cpus: float, rank_nodes: Sequence[str], *, he
     for node in rank_nodes:
         if node in free:
             free[node] -= rank_cpus
-    others = PLAN_CPUS + (HOLD_CPUS if held else 0.0)
+    others = PLAN_CPUS + held_cpus(held)
     cpus = share_of(workers, [room - others for room in free.values()])
     # Beside ranks Ray Data counts whole CPUs of each node only. Where workers have more, it plans only when
     # all of them wait.
