@@ -14,6 +14,7 @@ from typing import Any
 _LEVEL = "RAY_BACKEND_LOG_LEVEL"
 _TOKENS = "ray._private.authentication.authentication_token_setup"
 _WORKERS = "worker processes have been started on node"
+_LOST = re.compile(r"^The node with node id: .* and address: (?P<ip>\S+) .*has been marked dead", re.DOTALL)
 _DIED = re.compile(r"^A worker died.*Worker IP address: (?P<ip>\S+) .*Worker PID: (?P<pid>\d+)", re.DOTALL)
 
 
@@ -24,8 +25,8 @@ def quiet_ray() -> Iterator[None]:
     Three things are left out: that tokens guard a local cluster; what Ray's C++ core in this process prints
     to the terminal, such as that actors of Ray Data may not come back once their arguments are lost; and that
     a node has started more workers than CPUs, as it does where ranks and Ray Data share them. That a worker
-    died is one line. Ray's other processes keep their logs as they are. ``TUBELET_DEBUG``, or a level that
-    was set, leaves all as it is.
+    died, or a node, is one line. Ray's other processes keep their logs as they are. ``TUBELET_DEBUG``, or a
+    level that was set, leaves all as it is.
     """
     if os.environ.get("TUBELET_DEBUG") or _LEVEL in os.environ:
         yield
@@ -57,6 +58,8 @@ def _in_short(show: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _of_death(line: str) -> str:
+    if (lost := _LOST.search(line)) is not None:
+        return f"the node at {lost['ip']} does not answer any more"
     found = _DIED.search(line)
     return line if found is None else f"a worker died: process {found['pid']} on {found['ip']}"
 

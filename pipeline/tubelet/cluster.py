@@ -174,6 +174,13 @@ class AskedRoom:
         self._waiting += [placement_group([self._each]) for _ in range(count - len(self._waiting))]
 
 
+def quiet_ray_data() -> None:
+    """Ray Data tells of each execution otherwise, between the lines of ours."""
+    import ray.data  # noqa: F401 - which sets the level of its loggers
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
 def working_nodes() -> int:
     """How many nodes have a CPU or more and answer: that one is lost, Ray finds out some 15 s later."""
     import ray

@@ -57,12 +57,18 @@ def test_what_nodes_say_is_short_and_no_part_of_stdout(monkeypatch: pytest.Monke
         "Worker ID: 26 Node ID: 9b Worker IP address: 192.0.2.2 Worker port: 44455 Worker PID: 27974 Worker "
         "exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with error code 2."
     )
+    lost = (
+        "The node with node id: 3d and address: 10.0.0.2 and node name: 10.0.0.2 has been marked dead "
+        "because the detector has missed too many heartbeats from it. This can happen when a\t(1) raylet "
+        "crashes unexpectedly (OOM, etc.) \n\t(2) raylet has lagging heartbeats due to slow network."
+    )
     count = "WARNING: 8 PYTHON worker processes have been started on node: d1"
-    for line in (count, died, "the node is low on memory"):
+    for line in (count, died, lost, "the node is low on memory"):
         told = {"lines": [line], "pid": "raylet", "is_err": False}
         worker.print_to_stdstream(told, ignore_prefix=False)
     assert [line for data in shown for line in data["lines"]] == [
         "a worker died: process 27974 on 192.0.2.2",
+        "the node at 10.0.0.2 does not answer any more",
         "the node is low on memory",
     ]
     assert all(data["is_err"] for data in shown)

@@ -49,9 +49,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[None]:
+def mlflow_server(folder: Path, port: int, host: str = "127.0.0.1") -> Iterator[None]:
     """A real tracking server with its data in ``folder``, ended with all its workers."""
-    command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = ["server", "--host", host, "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder)]
     with (folder / "server.log").open("a") as log:
         process = subprocess.Popen(
@@ -61,7 +61,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[None]:
             start_new_session=True,
         )
     try:
-        wait_until(lambda: process.poll() is not None or _answers(port), 240)
+        wait_until(lambda: process.poll() is not None or _answers(host, port), 240)
         assert process.poll() is None, (folder / "server.log").read_text()[-2000:]
         yield
     finally:
@@ -69,7 +69,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[None]:
         process.wait()
 
 
-def _answers(port: int) -> bool:
-    with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
+def _answers(host: str, port: int) -> bool:
+    with suppress(OSError), urllib.request.urlopen(f"http://{host}:{port}/health", timeout=5) as reply:
         return bool(reply.status == 200)
     return False

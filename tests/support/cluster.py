@@ -49,15 +49,21 @@ def ray_head(cpus: int, *, head: Mapping[str, Any] | None = None, **system_confi
             made.shutdown()
 
 
-class Job:
-    """A command that works on a cluster, with what it writes; it ends with this process."""
+class Command:
+    """A run of `tubelet`, with what it writes; it ends with this process.
 
-    def __init__(self, address: str, folder: Path, *words: Any) -> None:
+    Args:
+        env: variables besides those of this process.
+    """
+
+    def __init__(self, folder: Path, *words: Any, env: Mapping[str, str] | None = None) -> None:
         command = [str(Path(sys.executable).with_name("tubelet")), *map(str, words)]
-        command += ["--ray-address", address, "--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
         self._log = folder / f"log{time.monotonic_ns()}"
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            names = {**os.environ, **(env or {})}
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env=names
+            )
         atexit.register(self._process.kill)
 
     @property
@@ -95,6 +101,14 @@ class Job:
         assert self._process.returncode == 0, self.said[-3000:]
         found: dict[str, Any] = json.loads(stdout.splitlines()[-1])
         return found
+
+
+class Job(Command):
+    """A job on a cluster that this machine is part of."""
+
+    def __init__(self, address: str, folder: Path, *words: Any) -> None:
+        where = ["--ray-address", address, "--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
+        super().__init__(folder, *words, *where)
 
 
 class CoresInUse:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tubelet.cluster import wait_for
+from tubelet.cluster import quiet_ray_data, wait_for
 from tubelet.config import UserError
 from tubelet.corpus import fingerprinting
 from tubelet.corpus.earlier import PROBED_COLUMNS
@@ -129,7 +129,7 @@ def cluster_prober(options: StorageOptions, limits: Limits, workers: int | None)
     others = [node for node in _worker_nodes() if node["Resources"].get("CPU")]
     if not others:
         return None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    quiet_ray_data()
     _log.info("probing on %d nodes", len(others))
     return RayProber(options, limits, workers)
 

@@ -7,7 +7,6 @@ machine whose CPUs are all held by decode actors they would wait for ever, witho
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tubelet.clips import Batch
 from tubelet.clips.pace import throttle_scheduler
 from tubelet.clips.queues import watch_queues
-from tubelet.cluster import Cluster, requested, wait_for
+from tubelet.cluster import Cluster, quiet_ray_data, requested, wait_for
 from tubelet.config import UserError
 from tubelet.inference.cells import read_cell
 from tubelet.inference.output import OutputFiles
@@ -349,7 +348,7 @@ def _prepare(decode: DecodeJob) -> None:
     throttle_scheduler(context)
     watch_queues(context)
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    quiet_ray_data()
 
 
 def iter_result_tables(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:

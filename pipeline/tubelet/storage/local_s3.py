@@ -33,12 +33,13 @@ class LocalS3:
     access_key: str = "tubelet"
     secret_key: str = field(default_factory=lambda: secrets.token_hex(16))
     port: int = 0
+    host: str = "127.0.0.1"
     _process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
         """The URL of the S3 service, for ``AWS_ENDPOINT_URL``."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -109,7 +110,8 @@ class LocalS3:
         return {"identities": [{"name": "tubelet", "credentials": keys, "actions": actions}]}
 
     def _flags(self, ports: dict[str, int], config: Path) -> list[str]:
-        flags = ["-logtostderr", "mini", f"-dir={self.root / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+        flags = ["-logtostderr", "mini", f"-dir={self.root / 'data'}"]
+        flags += [f"-ip={self.host}", f"-ip.bind={self.host}"]
         (self.root / "data").mkdir(exist_ok=True)
         flags += [f"-{name}.port={port}" for name, port in ports.items()]
         flags += [f"-{name}.port.grpc={port + 10000}" for name, port in ports.items()]
