@@ -123,7 +123,7 @@ def _run(uri: str, name: str, rate: float) -> str:
 
 
 def _look(uri: str, runs: list[str], login: tuple[str, str]) -> None:
-    """Both runs on one page; set TUBELET_SCREENSHOT=FILE to look at it."""
+    """Both runs on one page; set TUBELET_SCREENSHOTS=FOLDER to look at it."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert chromium, "this test drives a real browser: install chromium"
     with sync_playwright() as driver:
@@ -136,6 +136,6 @@ def _look(uri: str, runs: list[str], login: tuple[str, str]) -> None:
         page.goto(f'{uri}/#/compare-runs?runs=[{listed}]&experiments=["1"]')
         for text in ("slow rate", "fast rate", "lr", "loss"):
             expect(page.get_by_text(text, exact=True).first).to_be_visible(timeout=60_000)
-        if os.environ.get("TUBELET_SCREENSHOT"):
-            page.screenshot(path=os.environ["TUBELET_SCREENSHOT"], full_page=True)
+        if folder := os.environ.get("TUBELET_SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / "two-runs.png", full_page=True)
         browser.close()
