@@ -9,11 +9,13 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from tubelet.cluster import answers
 from tubelet.config import Option, Settings, UserError
 from tubelet.redaction import redacted, redacted_values
 from tubelet.storage.private_folder import make_private
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from tubelet.inference.output import MadePage, MakePage
 
 _log = logging.getLogger(__name__)
+
+_ANSWER_S = 10.0  # a head that is being started, as by a script, is waited for
 
 
 class RayOptions(Settings):
@@ -55,13 +59,15 @@ def connect_ray(
     store and the tracking server, so that a job behaves the same on one machine and on many.
 
     Raises:
-        UserError: a local Ray did not come up, twice.
+        UserError: a local Ray did not come up, twice; nobody answers at ``address``, or it is a Ray client's.
     """
     import ray
 
     if ray.is_initialized():
         return
     local = address in (None, "local")
+    if address is not None and not local:
+        _check_address(address)
     make_paths_absolute(os.environ)
     with tempfile.TemporaryDirectory(prefix="tubelet-ray-") as folder:
         given = {
@@ -89,6 +95,25 @@ def connect_while_importing(module: str, address: str | None) -> None:
     ours.start()
     connect_ray(address)
     ours.join()
+
+
+def _check_address(address: str) -> None:
+    """Ray asks an address where nobody is for minutes, and says so in lines of its own."""
+    if address.startswith("ray://"):
+        raise UserError(
+            f"{address} is the way of Ray's client, which cannot train or label: `tubelet submit --address "
+            "http://HEAD:8265 -- JOB` from outside, --ray-address HEAD:6379 on one of the cluster's machines"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", or a kind of address that is Ray's to judge
+    end_s = time.monotonic() + _ANSWER_S
+    while not answers(host.strip("[]"), int(port)):
+        if time.monotonic() > end_s:
+            raise UserError(
+                f"nobody answers at {address}: is the head up, and this the port of its `ray start`?"
+            )
+        time.sleep(0.5)
 
 
 def _import(module: str) -> None:

@@ -187,12 +187,13 @@ def working_nodes() -> int:
 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0.0) >= 1]
     with ThreadPoolExecutor(32, thread_name_prefix="nodes") as pool:
-        return sum(pool.map(_answers, nodes))
+        return sum(pool.map(lambda node: answers(node["NodeManagerAddress"], node["NodeManagerPort"]), nodes))
 
 
-def _answers(node: Mapping[str, Any]) -> bool:
+def answers(host: str, port: int) -> bool:
+    """Whether somebody takes connections there."""
     try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _ANSWER_S).close()
+        socket.create_connection((host, port), _ANSWER_S).close()
     except OSError:
         return False
     return True

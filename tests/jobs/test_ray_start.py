@@ -136,3 +136,19 @@ def test_a_node_that_hangs_is_started_anew() -> None:
     assert (alive, nodes) == ("[True]", "1"), done.stderr
     assert "Ray did not start, trying once more" in done.stderr
     wait_until(lambda: not psutil.pid_exists(int(stopped.split()[1])), 10)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:9", "nobody answers at 127.0.0.1:9"),
+        ("ray://head:10001", "tubelet submit --address http://HEAD"),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused_at_once(
+    address: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(common, "_ANSWER_S", 0.0)
+    with pytest.raises(UserError, match=said):
+        common.connect_ray(address)
