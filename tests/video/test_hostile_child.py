@@ -34,7 +34,7 @@ process._ENTRY = payloads.entry("steal", layers, folder, ctypes.addressof(secret
 if "hidden" not in layers:
     process.hide_memory = lambda: None
 if "environment" not in layers:
-    process._CHILD_ENV.update(os.environ)
+    process.CHILD_ENV.update(os.environ)
 with Sandbox() as box:
     try:
         box.probe(payloads.TRIGGER)
