@@ -15,9 +15,10 @@ import pytest
 import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from support import fake_autoscaler, wait_until
-from support.cluster import CoresInUse, Job, ray_head
-from support.labelling import assert_one_row_each, read_rows, tiny_bundle, write_video
-from support.training import RECIPE, write_corpus
+from support.cluster import CoresInUse, Job, cpus_in_use, ray_head
+from support.labelling import assert_one_row_each, read_rows, tiny_bundle, write_corpus
+from support.training import RECIPE
+from support.training import write_corpus as write_squares
 from support.training_process import is_complete
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -91,22 +92,8 @@ def _nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes()) - 1
 
 
-def _used() -> list[float]:
-    """CPUs in use on each node but the head."""
-    free = ray._private.state.available_resources_per_node()
-    return [
-        node["Resources"]["CPU"] - free[node["NodeID"]].get("CPU", 0.0)
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU")
-    ]
-
-
 def test_label_brings_up_the_nodes_that_it_needs_and_lets_them_go(address: str, tmp_path: Path) -> None:
-    videos, out = tmp_path / "videos", tmp_path / "out"
-    for number in range(DISTINCT):
-        write_video(videos / f"v{number:05d}.mp4", number)
-    for number in range(DISTINCT, OBJECTS):
-        os.link(videos / f"v{number % DISTINCT:05d}.mp4", videos / f"v{number:05d}.mp4")
+    videos, out = write_corpus(tmp_path / "videos", OBJECTS, distinct=DISTINCT), tmp_path / "out"
     assert _nodes() == 0
     with CoresInUse() as cores:
         job = Job(
@@ -123,16 +110,16 @@ def test_label_brings_up_the_nodes_that_it_needs_and_lets_them_go(address: str, 
 
 
 def test_train_brings_up_a_node_per_rank_and_lets_them_go(address: str, tmp_path: Path) -> None:
-    manifest, out = write_corpus(tmp_path / "corpus", {"train": 16, "val": 4}), tmp_path / "run"
+    manifest, out = write_squares(tmp_path / "corpus", {"train": 16, "val": 4}), tmp_path / "run"
     words = ["train", "--recipe", "tiny", "--manifest", manifest, "--out", out, *RECIPE, "max_steps=4000"]
     # One more than there can be: this must not keep the others away.
     words += ["checkpoint_every=20", f"workers=1..{MOST + 1}"]
     with CoresInUse() as cores:
         job = Job(address, tmp_path, *words)
         job.wait_for("waiting for nodes: the cluster has 0 of ")
-        job.wait_until(lambda: _nodes() == MOST and all(used > 0.1 for used in _used()))
+        job.wait_until(lambda: _nodes() == MOST and all(used > 0.1 for used in cpus_in_use()))
         job.wait_until(lambda: is_complete(str(out), 20))
-        assert all(used > 0.1 for used in _used()), "ranks that could have had a node each share one"
+        assert all(used > 0.1 for used in cpus_in_use()), "ranks that could have had a node each share one"
         assert job.stop() == 143
         wait_until(lambda: _nodes() == 0, 120)
     print(cores.lines())

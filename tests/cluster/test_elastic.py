@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +11,11 @@ import mlflow
 import pytest
 import ray
 import torch
-import tubelet
-from ray.cluster_utils import Cluster
-from support.cluster import CoresInUse, Job, ray_head
-from support.labelling import assert_one_row_each, read_rows, tiny_bundle, write_video
+from support.cluster import CoresInUse, Job, cpus_in_use, ray_head
+from support.labelling import assert_as_alone, assert_one_row_each, read_rows, tiny_bundle, write_corpus
 from support.training import RECIPE, weights_of
 from support.training import write_corpus as write_squares
-from support.training_process import is_complete
+from support.training_process import is_complete, steps_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -31,11 +28,7 @@ def _published(out: Path) -> int:
 
 
 def test_label_uses_the_nodes_that_come_and_loses_nothing_with_those_that_go(tmp_path: Path) -> None:
-    videos, out = tmp_path / "videos", tmp_path / "out"
-    for number in range(DISTINCT):
-        write_video(videos / f"v{number:05d}.mp4", number)
-    for number in range(DISTINCT, OBJECTS):
-        os.link(videos / f"v{number % DISTINCT:05d}.mp4", videos / f"v{number:05d}.mp4")
+    videos, out = write_corpus(tmp_path / "videos", OBJECTS, distinct=DISTINCT), tmp_path / "out"
     model = tiny_bundle(tmp_path / "model")
     with ray_head(0) as cluster, CoresInUse() as cores:
         job = Job(cluster.address, tmp_path, "label", videos, "--model", model, "--out", out)
@@ -54,12 +47,7 @@ def test_label_uses_the_nodes_that_come_and_loses_nothing_with_those_that_go(tmp
     assert (found["ok"], found["errors"]) == (OBJECTS, 0)
     rows = read_rows(str(out))
     assert_one_row_each(rows, OBJECTS)
-    with tubelet.load(str(model)) as alone:
-        wanted = alone.predict([str(videos / f"v{number:05d}.mp4") for number in range(DISTINCT)])
-    for row in rows:
-        one = wanted[int(re.findall(r"v(\d+)\.mp4", row["uri"])[0]) % DISTINCT]
-        assert row["label"] == one["label"]
-        assert row["score"] == pytest.approx(one["score"], abs=1e-5)
+    assert_as_alone(rows, model, videos, DISTINCT)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +78,7 @@ def test_train_grows_with_the_cluster_and_outlives_a_node(
         # They saved first: what they did while they were taken down is little.
         assert int(grown[0]) - int(grown[1]) < 15, grown
         assert int(grown[1]) % 20 or is_complete(str(out), int(grown[1]))
-        assert all(used > 0.1 for used in _used(cluster)), "ranks that could have had a node each share one"
+        assert all(used > 0.1 for used in cpus_in_use()), "ranks that could have had a node each share one"
         job.wait_until(lambda: is_complete(str(out), (int(grown[1]) // 20 + 2) * 20))
         cluster.remove_node(second, allow_graceful=False)
         job.wait_for("with 1 rank\n")
@@ -102,15 +90,7 @@ def test_train_grows_with_the_cluster_and_outlives_a_node(
     print(*re.findall(r".*going on at step.*", job.said), sep="\n")
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([found.experiment_id for found in client.search_experiments()])
-    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
-    assert sorted(steps) == list(range(1, len(steps) + 1))
-    assert is_complete(str(out), len(steps))
-
-
-def _used(cluster: Cluster) -> list[float]:
-    """CPUs in use on each node but the head."""
-    free = ray._private.state.available_resources_per_node()
-    return [1 - free[node.node_id].get("CPU", 0.0) for node in cluster.worker_nodes]
+    assert is_complete(str(out), steps_once(client, run.info.run_id))
 
 
 def test_train_goes_on_where_a_head_was_lost_with_equal_weights(

@@ -146,6 +146,16 @@ class CoresInUse:
         return "\n".join(f"{s:5.0f} s: {used:4.1f} of {there:2.0f} CPUs in use" for s, used, there in kept)
 
 
+def cpus_in_use() -> list[float]:
+    """CPUs in use on each node that has some."""
+    free = ray._private.state.available_resources_per_node()
+    return [
+        node["Resources"]["CPU"] - free[node["NodeID"]].get("CPU", 0.0)
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU")
+    ]
+
+
 def kubectl() -> str:
     """Where kubectl is; skips the test where it is not."""
     found = shutil.which("kubectl") or shutil.which("kubectl", path=str(Path(sys.executable).parent))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import av
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
+import tubelet
 from tubelet import storage
 from tubelet.clips import ClipSpec
 from tubelet.inference.bundle import ModelBundle
@@ -86,13 +89,21 @@ def fitted_bundle(folder: Path, seeds: Sequence[int]) -> Path:
     return folder
 
 
-def write_corpus(folder: Path, count: int, broken: Sequence[int] = ()) -> Path:
-    """``count`` videos ``v00000.mp4`` on; those in ``broken`` are garbage."""
+def write_corpus(
+    folder: Path, count: int, broken: Sequence[int] = (), *, distinct: int | None = None
+) -> Path:
+    """``count`` videos ``v00000.mp4`` on; those in ``broken`` are garbage.
+
+    Args:
+        distinct: from this one on they are links to the first ones, in turn; None: each is its own.
+    """
     for i in range(count):
         path = folder / f"v{i:05d}.mp4"
         if i in broken:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"no video " * 40)
+        elif distinct and i >= distinct:
+            path.hardlink_to(folder / f"v{i % distinct:05d}.mp4")
         else:
             write_video(path, i)
     return folder
@@ -137,3 +148,13 @@ def assert_one_row_each(rows: list[dict[str, Any]], count: int) -> None:
     places = [(row["key"], row["window"]) for row in rows]
     assert len(set(places)) == len(places), "a place stands there twice"
     assert len(places) == count
+
+
+def assert_as_alone(rows: list[dict[str, Any]], model: Path, videos: Path, distinct: int) -> None:
+    """Labels and scores of :func:`write_corpus`'s videos are those that this process finds by itself."""
+    with tubelet.load(str(model)) as alone:
+        wanted = alone.predict([str(videos / f"v{number:05d}.mp4") for number in range(distinct)])
+    for row in rows:
+        one = wanted[int(re.findall(r"v(\d+)\.mp4", row["uri"])[0]) % distinct]
+        assert row["label"] == one["label"]
+        assert row["score"] == pytest.approx(one["score"], abs=1e-5)

@@ -85,5 +85,11 @@ def check(train: Train, undisturbed: Path, summary: dict[str, Any]) -> None:
     client = train.client()
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert [(run.info.run_id, run.info.status) for run in runs] == [(summary["run_id"], "FINISHED")]
-    steps = [point.step for point in client.get_metric_history(summary["run_id"], "train/loss")]
-    assert sorted(steps) == list(range(1, STEPS + 1))
+    assert steps_once(client, summary["run_id"]) == STEPS
+
+
+def steps_once(client: mlflow.MlflowClient, run_id: str) -> int:
+    """How many steps a run has, each from the first on being in it once."""
+    steps = [point.step for point in client.get_metric_history(run_id, "train/loss")]
+    assert sorted(steps) == list(range(1, len(steps) + 1))
+    return len(steps)
