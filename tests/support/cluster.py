@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from ray._common.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
 from support import wait_until
@@ -37,6 +38,8 @@ def ray_head(cpus: int, *, head: Mapping[str, Any] | None = None, **system_confi
         head: more parameters of the head.
     """
     ray.shutdown()
+    # Ray writes the newest cluster's address here, and makes the folder only for clusters that live in it.
+    Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="tr", ignore_cleanup_errors=True) as folder:
         args: dict[str, Any] = {"num_cpus": cpus, "temp_dir": folder, "object_store_memory": 300 << 20}
         args |= head or {}
