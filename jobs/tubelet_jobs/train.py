@@ -41,7 +41,7 @@ class NamedRecipe(TrainSettings):
         from tubelet.training.default import few_labels
         from tubelet.training.prepare import read_record
 
-        record = read_record(self.out, self.options) if self.resume else None
+        record = read_record(self.out, self.out_options) if self.resume else None
         if record is not None:
             return "frozen" if record["recipe"].get("selection") else "tiny"
         if self.init is None:

@@ -12,6 +12,7 @@ import pytest
 from support.training import RECIPE, moving_square, write_corpus, write_video
 from tubelet import storage
 from tubelet.inference.bundle import ModelBundle
+from tubelet.storage import StorageOptions
 from tubelet.storage.local_s3 import LocalS3
 from tubelet.training.build import initial_model
 from tubelet.training.checkpoint import CheckpointStore
@@ -40,7 +41,11 @@ def done(s3_server: LocalS3, ray_cluster: None, tmp_path_factory: pytest.TempPat
     overrides += ["max_error_rate=0.5"]
     out = f"s3://tubelet-test/{uuid4().hex[:12]}/run ä"
     request = Request(
-        recipe=load_recipe("tiny", overrides), manifest=manifest, out=out, tracking_uri=tracking_uri
+        recipe=load_recipe("tiny", overrides),
+        manifest=manifest,
+        out=out,
+        tracking_uri=tracking_uri,
+        options=StorageOptions(anonymous=True),  # of public videos: the store here takes no unsigned writes
     )
     prepared = prepare(request)
     initial_model(prepared)

@@ -37,14 +37,14 @@ def initial_model(prepared: Prepared) -> str:
     """
     request = prepared.request
     target = storage.join(request.out, INITIAL, MODEL_FILE)
-    if prepared.record is not None and storage.exists(target, request.options):
+    if prepared.record is not None and storage.exists(target, request.out_options):
         return ""
     torch.manual_seed(request.recipe.seed)
     model = ViViT(prepared.config)
     report = _fill(model, prepared) if request.init else ""
     with tempfile.TemporaryDirectory(prefix="tubelet-init-") as folder:
         bundle = ModelBundle(model, prepared.examples.labels, prepared.spec, request.recipe.multilabel)
-        storage.upload_file(bundle.save(folder), target, request.options)
+        storage.upload_file(bundle.save(folder), target, request.out_options)
     return report
 
 
@@ -116,7 +116,7 @@ def make_job(prepared: Prepared, resources: Resources, queue: Any, claim: Claim 
     request, recipe = prepared.request, prepared.request.recipe
     plan = ray.put(plan_of(prepared))
     stream = stream_config(prepared, resources.decode_workers)
-    store = CheckpointStore(storage.normalise_uri(request.out), request.options, recipe.retain, claim)
+    store = CheckpointStore.of(request, claim)
     feed = FeedConfig(plan, stream, recipe.batch, recipe.accumulate, prepared.total_steps, store, resources)
     return TrainJob(
         recipe=recipe,

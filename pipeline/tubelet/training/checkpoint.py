@@ -23,6 +23,7 @@ from tubelet.inference.integrity import MARKER, marker_of, what_is_torn
 from tubelet.storage import StorageOptions, with_retries
 from tubelet.storage.errors import DiskFullError
 from tubelet.storage.lock import Claim, LockLostError
+from tubelet.training.request import Request
 
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -42,6 +43,11 @@ class CheckpointStore:
     options: StorageOptions = field(default_factory=StorageOptions)
     retain: int = 3
     claim: Claim | None = None
+
+    @classmethod
+    def of(cls, request: Request, claim: Claim | None = None) -> CheckpointStore:
+        """Those of a run."""
+        return cls(storage.normalise_uri(request.out), request.out_options, request.recipe.retain, claim)
 
     def uri(self, step: int) -> str:
         """Where the checkpoint of ``step`` lies."""

@@ -174,7 +174,7 @@ def _no_dataset() -> None:
 def _train(prepared: Prepared, resources: Resources, tracker: Tracker, lock: OutputLock | None) -> Progress:
     request = prepared.request
     progress = Progress()
-    store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+    store = CheckpointStore.of(request)
     if store.newest() == prepared.total_steps:
         progress.step, progress.outcome = prepared.total_steps, Outcome.DONE  # only publishing was left to do
         return progress
@@ -292,7 +292,7 @@ def _without_ray(error: BaseException, local: LocalRay, reasons: list[str], save
 def _raise_outcome(prepared: Prepared, progress: Progress) -> None:
     request = prepared.request
     recipe = request.recipe
-    store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+    store = CheckpointStore.of(request)
     if progress.outcome == Outcome.TAKEN_OVER:
         raise LockLostError(progress.problem)
     if progress.outcome == Outcome.DISK_FULL:

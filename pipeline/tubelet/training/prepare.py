@@ -131,7 +131,7 @@ def prepare(request: Request) -> Prepared:
     total, warmup = recipe.length(len(examples))
     start, torn = None, dict[int, str]()
     if record is not None:
-        start, torn = CheckpointStore(storage.normalise_uri(request.out), options).newest_and_torn()
+        start, torn = CheckpointStore.of(request).newest_and_torn()
     return Prepared(
         request, table, examples, validation, config, spec, total, warmup, record, start or 0, torn, manifest
     )
@@ -157,8 +157,8 @@ def _model_and_clip(
             config = ViViTConfig.from_dict(record["config"])
             clip = record.get("clip")
             return config, ClipSpec.model_validate(clip) if clip else _clip_spec(recipe, config)
-        if storage.exists(first, options):
-            config = ModelBundle.load(first, options=options).model.config
+        if storage.exists(first, request.out_options):
+            config = ModelBundle.load(first, options=request.out_options).model.config
             return config, _clip_spec(recipe, config)
     init = read_init(request.init, request.tracking_uri, options) if request.init else None
     if init is None and recipe.freeze != "none" and not request.resume:
@@ -263,7 +263,7 @@ def write_record(prepared: Prepared, run_id: str) -> None:
         "run_id": run_id,
     }
     target = storage.join(prepared.request.out, RECORD)
-    storage.write_bytes(target, json.dumps(record, indent=1).encode(), prepared.request.options)
+    storage.write_bytes(target, json.dumps(record, indent=1).encode(), prepared.request.out_options)
 
 
 @contextmanager
@@ -281,7 +281,7 @@ def leaves_no_false_start(prepared: Prepared) -> Iterator[None]:
         raise  # what is there is another job's
     except BaseException as error:
         request = prepared.request
-        store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+        store = CheckpointStore.of(request)
         newest = None if storage.is_remote(store.out) else max(store.steps(), default=None)
         if isinstance(error, DiskFullError) and newest is not None:
             where = str(error).partition(":")[0]
@@ -292,7 +292,7 @@ def leaves_no_false_start(prepared: Prepared) -> Iterator[None]:
             # The store may be what failed; the error to show is the first one.
             with suppress(Exception):
                 for name in ("_train", "_few", "_oof"):
-                    storage.delete_tree(storage.join(request.out, name), request.options)
+                    storage.delete_tree(storage.join(request.out, name), request.out_options)
                 store.withdraw_after(-1)
         raise
 
@@ -303,7 +303,7 @@ def _is_free(out: str, options: StorageOptions) -> bool:
 
 
 def _check_out(request: Request) -> dict[str, Any] | None:
-    out, options = request.out, request.options
+    out, options = request.out, request.out_options
     record = read_record(out, options)
     if request.resume or (record is None and _is_free(out, options)):
         if record is None and storage.exists(storage.join(out, "model.safetensors"), options):

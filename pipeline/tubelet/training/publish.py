@@ -19,7 +19,7 @@ from tubelet.training.state import MODEL_FILE
 def publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
     """Register the final model and the best, then write the final one: whoever sees it sees the run's end."""
     request, total = prepared.request, prepared.total_steps
-    store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+    store = CheckpointStore.of(request)
     name = request.model_name
     with tempfile.TemporaryDirectory(prefix="tubelet-final-") as folder:
         final = _stamped(store, total, Path(folder), tracker)
@@ -39,7 +39,7 @@ def publish(prepared: Prepared, tracker: Tracker) -> dict[str, Any]:
             tracker.set_alias(name, "best", version)
         local = Path(folder) / "step" / MODEL_FILE
         target = storage.join(request.out, MODEL_FILE)
-        with_retries(lambda: storage.upload_file(local, target, request.options))
+        with_retries(lambda: storage.upload_file(local, target, request.out_options))
     return {
         "out": request.out,
         "steps": total,

@@ -35,6 +35,11 @@ class TrainSettings(Settings):
     options: StorageOptions = StorageOptions()
     """How to reach the stores."""
 
+    @property
+    def out_options(self) -> StorageOptions:
+        """How to reach what is in --out."""
+        return self.options.for_writing()
+
 
 class Request(TrainSettings):
     """A whole request: the settings and the recipe."""

@@ -135,7 +135,7 @@ def _choose_and_fit(
 def _encoder(prepared: Prepared) -> ModelBundle:
     """The frames' encoder, as the run began with it."""
     request = prepared.request
-    return ModelBundle.load(storage.join(request.out, INITIAL, MODEL_FILE), options=request.options)
+    return ModelBundle.load(storage.join(request.out, INITIAL, MODEL_FILE), options=request.out_options)
 
 
 def _features(
@@ -208,13 +208,13 @@ def _on_validation(fitted: Fitted, others: Given, tracker: Tracker) -> dict[str,
 def _note_choice(prepared: Prepared, choice: dict[str, Any]) -> None:
     """So that a resume goes on with the training and does not choose again."""
     place = storage.join(prepared.request.out, CHOICE)
-    storage.write_bytes(place, json.dumps(choice, indent=1).encode(), prepared.request.options)
+    storage.write_bytes(place, json.dumps(choice, indent=1).encode(), prepared.request.out_options)
 
 
 def _noted_choice(prepared: Prepared) -> dict[str, Any] | None:
     place = storage.join(prepared.request.out, CHOICE)
     try:
-        found = json.loads(storage.read_bytes(place, prepared.request.options))
+        found = json.loads(storage.read_bytes(place, prepared.request.out_options))
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -154,7 +154,7 @@ def prepared_by_steps(prepared: Prepared, recipe: Recipe, family: str) -> Prepar
     total, warmup = recipe.length(len(prepared.examples))
     changed: dict[str, Any] = {"config": config, "spec": _spec_of(prepared, recipe, family)}
     run = replace(prepared, request=request, total_steps=total, warmup_steps=warmup, **changed)
-    store = CheckpointStore(storage.normalise_uri(request.out), request.options)
+    store = CheckpointStore.of(request)
     if family == "scratch" and store.newest() is None:
         initial_model(replace(run, record=None))
     return run
@@ -175,4 +175,4 @@ def _spec_of(prepared: Prepared, recipe: Recipe, family: str) -> ClipSpec:
 
 def _initial(prepared: Prepared) -> ModelBundle:
     request = prepared.request
-    return ModelBundle.load(storage.join(request.out, INITIAL, MODEL_FILE), options=request.options)
+    return ModelBundle.load(storage.join(request.out, INITIAL, MODEL_FILE), options=request.out_options)

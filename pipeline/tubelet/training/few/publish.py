@@ -87,7 +87,7 @@ def write_out_of_fold(table: pa.Table, prepared: Prepared, tracker: Tracker) -> 
     request = prepared.request
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    storage.write_bytes(storage.join(request.out, OOF), buffer.getvalue(), request.options)
+    storage.write_bytes(storage.join(request.out, OOF), buffer.getvalue(), request.out_options)
     with tempfile.TemporaryDirectory(prefix="tubelet-oof-") as folder:
         path = Path(folder) / "out_of_fold.parquet"
         path.write_bytes(buffer.getvalue())
@@ -106,7 +106,7 @@ def publish_model(
         card = model_card(prepared, notes)
         version = tracker.log_model(local.parent, name, alias="final", card=card)
         target = storage.join(request.out, MODEL_FILE)
-        with_retries(lambda: storage.upload_file(local, target, request.options))
+        with_retries(lambda: storage.upload_file(local, target, request.out_options))
     return {
         "out": request.out,
         "steps": 0,
