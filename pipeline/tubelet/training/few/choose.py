@@ -58,7 +58,7 @@ class Choice:
 
 
 def choose(found: Sequence[Candidate], task: Task, folds: Folds, *, seed: int = 0) -> Choice:
-    """The candidate with the best mean score out of fold; of equals the one of the least loss.
+    """The candidate with the best mean score out of fold; of equals that of least loss, then the first.
 
     Raises:
         ValueError: none of them can become a model.
@@ -67,9 +67,7 @@ def choose(found: Sequence[Candidate], task: Task, folds: Folds, *, seed: int = 
     if not any(candidate.choosable for candidate in everything):
         raise ValueError("no candidate that a model can be made of")
     scores = np.stack([candidate.scores(task) for candidate in everything])
-    order = sorted(
-        range(len(everything)), key=lambda i: (-round(scores[i].mean(), 9), everything[i].loss(task))
-    )
+    order = sorted(range(len(everything)), key=lambda i: _rank(everything[i], scores[i].mean(), task))
     usable = [i for i in order if everything[i].choosable]
     chosen = everything[usable[0]]
     shown = _best_strengths([everything[i] for i in order])
@@ -93,7 +91,12 @@ def _ensembles(found: Sequence[Candidate], task: Task) -> list[Candidate]:
 
 
 def _ranked(found: Sequence[Candidate], task: Task) -> list[Candidate]:
-    return sorted(found, key=lambda c: (-round(float(c.scores(task).mean()), 9), c.loss(task)))
+    return sorted(found, key=lambda c: _rank(c, c.scores(task).mean(), task))
+
+
+def _rank(candidate: Candidate, mean: float, task: Task) -> tuple[float, float]:
+    """Smaller is better. Rounded: the last bits differ from processor to processor, and are no reason."""
+    return -round(float(mean), 9), round(candidate.loss(task), 6)
 
 
 def _best_strengths(ranked: Sequence[Candidate]) -> list[Candidate]:
